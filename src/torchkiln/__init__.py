@@ -1,0 +1,53 @@
+"""torchkiln: turn a PyTorch model into an inference engine.
+
+One line, as fast as the hardware allows, checked against the model, kept in one file, with PyTorch as the fallback.
+
+    engine = torchkiln.compile(model, inputs=[torchkiln.Input((1, 3, 224, 224))], enabled_precisions={torch.half})
+    engine(x)
+    engine.save("model.kiln")
+    torchkiln.load("model.kiln")(x)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from . import errors
+
+if TYPE_CHECKING:
+    from .compiler import compile
+    from .engine.engine import Engine, load, save
+    from .engine.report import Report
+    from .inputs import Input
+    from .precision_aliases import dtype
+    from .settings import CompileSettings
+
+__version__ = "0.1.0"
+
+__all__ = ["CompileSettings", "Engine", "Input", "Report", "__version__", "compile", "dtype", "errors", "load", "save"]
+
+#: Imported on first use, so that ``import torchkiln`` costs little (``torchkiln --help`` needs no torch) and loading an engine imports no compiler.
+_LAZY = {
+    "compile": "compiler",
+    "Engine": "engine.engine",
+    "Input": "inputs",
+    "load": "engine.engine",
+    "save": "engine.engine",
+    "Report": "engine.report",
+    "CompileSettings": "settings",
+    "dtype": "precision_aliases",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'torchkiln' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -1,0 +1,194 @@
+"""compile: the pipeline, top to bottom. capture -> lower -> partition -> build -> verify -> Engine."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from .backends.contract import Candidate
+from .capture.arguments import Arguments, read_arguments
+from .capture.capture import Model, capture
+from .capture.exported_program import default_arguments
+from .dtypes import precision_name
+from .engine.engine import Engine
+from .engine.report import Report, SegmentReport
+from .engine.versions import library_versions
+from .errors import UnknownOption, UserError
+from .log import REJECTS, log_level, set_log_level
+from .lower.convert_output_dtype import convert_output_dtype
+from .lower.pipeline import lower
+from .program import Program
+from .progress import progress
+from .race.attempt import Builder, reject_reports
+from .race.race import Race, find_candidates
+from .settings import CompileSettings, op_name
+from .verify.reference import Reference
+from .verify.verify import CheckPoint, make_check_points
+
+
+def compile(model: Model, inputs: Any = None, *, kwarg_inputs: Mapping[str, Any] | None = None, **options: Any) -> Engine | Report:
+    """Turn a PyTorch model into an Engine.
+
+    Args:
+        model: an nn.Module in eval mode, a traced or scripted ScriptModule, or an ExportedProgram.
+        inputs: the positional arguments the model takes, as tensors or ``torchkiln.Input``, nested as the model takes them. May be left out for
+            an ExportedProgram that carries examples. A dict ``{"inputs": [...], "enabled_precisions": {...}}`` is taken as a TRTorch compile spec.
+        kwarg_inputs: the keyword arguments, likewise.
+        **options: see CompileSettings (docs/options.md): enabled_precisions, backend, min_block_size, torch_executed_ops,
+            require_full_compilation, dryrun, verify, ...
+
+    Returns:
+        The Engine; with ``dryrun=True`` the Report of what would be built.
+
+    Raises:
+        UnknownOption, UserError: the request is wrong; the message says what to change.
+        ExportFailed: torch.export cannot take the model whole.
+        BackendUnavailable, BuildFailed: the backend asked for cannot run here or cannot build the model.
+        ParityFailed: no candidate is within the tolerance of the source model.
+    """
+    if isinstance(inputs, Mapping) and "inputs" in inputs:
+        inputs, kwarg_inputs, options = _read_spec(inputs, kwarg_inputs, options)
+    settings = CompileSettings.from_options(options)
+    with _logging(settings.debug):
+        return _compile(model, inputs, kwarg_inputs, settings)
+
+
+def _compile(model: Model, inputs: Any, kwarg_inputs: Mapping[str, Any] | None, settings: CompileSettings) -> Engine | Report:
+    device = _device_of(model, settings)
+    arguments = _arguments(model, inputs, kwarg_inputs, device, settings)
+    precision = _model_precision(model)
+    report = Report(
+        model=_model_name(model),
+        device=str(device),
+        backend=settings.backend,
+        precision="",
+        enabled_precisions=settings.precision_names,
+        versions=library_versions(),
+        settings=settings.as_json(),
+    )
+    with _phase(report, "capture"):
+        program = capture(model, arguments)
+        report.notes += program.notes
+    with _phase(report, "lower"):
+        lower(program)
+        if settings.output_dtype is not None:
+            convert_output_dtype(program, settings.output_dtype)
+    _note_ignored(program, settings, report)
+    candidates = find_candidates(device, settings, report)
+    if settings.dryrun:
+        return _dry_run(program, candidates, settings, device, report)
+    with _phase(report, "reference"):
+        if settings.verify is False:
+            points = [CheckPoint("opt", arguments, [])]
+        else:
+            points = make_check_points(Reference(model, settings.verify_dtype), arguments, settings.seed)
+    with _phase(report, "build"):
+        best = Race(program, settings, device, report, points, precision).run(candidates)
+    if not best.parity.verified:
+        report.notes.append("not verified: verify=False")
+    return best.engine
+
+
+def _note_ignored(program: Program, settings: CompileSettings, report: Report) -> None:
+    """Say which of the settings have nothing to act on."""
+    names = {op_name(n.target) for n in program.graph_module.graph.nodes if n.op == "call_function"}
+    known = names | {name.rpartition(".")[0] for name in names}
+    for op in sorted(settings.torch_executed_ops - known):
+        close = difflib.get_close_matches(op, known, n=1)
+        report.notes.append(f"torch_executed_ops: {op} is not in the lowered graph" + (f"; did you mean {close[0]}?" if close else ""))
+
+
+def _dry_run(program: Program, candidates: list[Candidate], settings: CompileSettings, device: torch.device, report: Report) -> Report:
+    """What would be built: the plan of the first candidate that takes most, and every reject."""
+    builder = Builder(program, settings, device, report)
+    plans = [(c, builder.plan(c)) for c in candidates]
+    candidate, plan = max(plans, key=lambda pair: sum(p.op_count for p in pair[1].backend_parts))
+    report.backend, report.precision = candidate.backend, precision_name(candidate.precision)
+    report.segments = [
+        SegmentReport(f"segment_{i}", p.backend, precision_name(candidate.precision if p.backend != "torch" else torch.float32), p.op_count)
+        for i, p in enumerate(plan.parts)
+    ]
+    report.rejects += reject_reports(plan.rejects, candidate.backend)
+    report.notes.append("dry run: nothing was built")
+    return report
+
+
+def _arguments(model: Model, inputs: Any, kwarg_inputs: Mapping[str, Any] | None, device: torch.device, settings: CompileSettings) -> Arguments:
+    if inputs is None and kwarg_inputs is None:
+        if not isinstance(model, ExportedProgram):
+            raise UserError("inputs: expected a list of tensors or torchkiln.Input, as inputs=[torchkiln.Input((1, 3, 224, 224))], got nothing")
+        inputs, kwarg_inputs = default_arguments(model)
+    return read_arguments(inputs if inputs is not None else (), kwarg_inputs, device, settings.seed)
+
+
+def _read_spec(spec: Mapping[str, Any], kwarg_inputs: Mapping[str, Any] | None, options: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+    rest = dict(spec)
+    inputs = rest.pop("inputs")
+    kwarg_inputs = rest.pop("kwarg_inputs", kwarg_inputs)
+    for name in rest.keys() & options.keys():
+        raise UserError(f"torchkiln.compile: option {name!r} is given twice: in the compile spec and as a keyword")
+    for name in rest:
+        if not isinstance(name, str):
+            raise UnknownOption(str(name), (), "torchkiln.compile: compile spec")
+    return inputs, kwarg_inputs, {**rest, **options}
+
+
+def _tensors_of(model: Model) -> list[torch.Tensor]:
+    if isinstance(model, ExportedProgram):
+        return [v for v in model.state_dict.values() if isinstance(v, torch.Tensor)]
+    return [*model.parameters(), *model.buffers()] if isinstance(model, torch.nn.Module) else []
+
+
+def _device_of(model: Model, settings: CompileSettings) -> torch.device:
+    """The engine's device: asked for, or the model's. Raises UserError when the model is elsewhere or spread over several devices."""
+    found = sorted({str(t.device) for t in _tensors_of(model)})
+    if len(found) > 1:
+        raise UserError(f"model: its parameters are on several devices ({', '.join(found)}): move it to one with model.to(device)")
+    asked = torch.device(settings.device) if settings.device is not None else None
+    if asked is None:
+        return torch.device(found[0]) if found else torch.device("cpu")
+    if asked.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device: {asked} was asked for, but this machine has no usable GPU: use device='cpu'")
+    if asked.type == "cuda" and asked.index is None:
+        asked = torch.device("cuda", torch.cuda.current_device())
+    if found and torch.device(found[0]) != asked:
+        raise UserError(f"device: {asked} was asked for, but the model is on {found[0]}: call model.to({str(asked)!r}) first")
+    return asked
+
+
+def _model_precision(model: Model) -> torch.dtype:
+    """The narrowest floating dtype among the model's tensors, if it is a compute precision."""
+    dtypes = [t.dtype for t in _tensors_of(model) if t.dtype in (torch.float16, torch.bfloat16, torch.float32)]
+    return min(dtypes, key=lambda d: d.itemsize, default=torch.float32)
+
+
+def _model_name(model: Model) -> str:
+    if isinstance(model, ExportedProgram):
+        return "ExportedProgram"
+    original = getattr(model, "original_name", None)
+    return original if isinstance(original, str) else type(model).__name__
+
+
+@contextmanager
+def _phase(report: Report, name: str) -> Iterator[None]:
+    progress(name, 0, 0)
+    start = time.perf_counter()
+    yield
+    report.phases_s[name] = round(time.perf_counter() - start, 3)
+
+
+@contextmanager
+def _logging(debug: bool) -> Iterator[None]:
+    before = log_level()
+    if debug and before < REJECTS:
+        set_log_level(REJECTS)
+    try:
+        yield
+    finally:
+        set_log_level(before)

@@ -1,0 +1,57 @@
+"""The names of data types: one table, used by files, reports, command line and errors."""
+
+from __future__ import annotations
+
+import torch
+
+from .errors import UserError
+
+#: Name in files and on the command line -> torch dtype.
+DTYPES: dict[str, torch.dtype] = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "int16": torch.int16,
+    "int8": torch.int8,
+    "uint8": torch.uint8,
+    "bool": torch.bool,
+    "complex64": torch.complex64,
+    "complex128": torch.complex128,
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+#: The short names of the compute precisions, as on the command line (``--precision fp32,bf16``).
+PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_PRECISION_NAMES = {dtype: name for name, dtype in PRECISIONS.items()}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``torch.float32`` -> ``"float32"``. Raises UserError for a dtype no engine can carry."""
+    try:
+        return _NAMES[dtype]
+    except KeyError:
+        raise UserError(f"dtype {dtype} is not one an engine can carry: expected one of {', '.join(DTYPES)}") from None
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """``"float32"`` or ``"fp32"`` -> ``torch.float32``. Raises UserError."""
+    dtype = DTYPES.get(name) or PRECISIONS.get(name)
+    if dtype is None:
+        raise UserError(f"unknown dtype {name!r}: expected one of {', '.join([*DTYPES, *PRECISIONS])}")
+    return dtype
+
+
+def precision_name(dtype: torch.dtype) -> str:
+    """``torch.bfloat16`` -> ``"bf16"``; the dtype's own name for one that is no compute precision."""
+    return _PRECISION_NAMES.get(dtype) or dtype_name(dtype)
+
+
+def parse_precision(name: str) -> torch.dtype:
+    """``"bf16"`` -> ``torch.bfloat16``. Raises UserError."""
+    try:
+        return PRECISIONS[name]
+    except KeyError:
+        raise UserError(f"unknown precision {name!r}: expected one of {', '.join(PRECISIONS)}") from None

@@ -1,0 +1,150 @@
+"""CompileSettings: each option declared once, with its default and its documentation.
+
+The same declarations serve ``torchkiln.compile(**options)``, ``torch.compile(options=...)``, the command line and
+docs/options.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import Field, asdict, dataclass, field, fields
+from typing import Any
+
+import torch
+
+from .dtypes import PRECISIONS, dtype_name, precision_name
+from .errors import UnknownOption, UnsupportedOption, UserError
+
+BACKEND_NAMES = ("auto", "openvino", "onnxruntime", "inductor", "torch")
+
+
+def option(default: Any, doc: str) -> Any:
+    return field(default=default, metadata={"doc": doc})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileSettings:
+    """Everything a user can choose about a build. Unknown names raise UnknownOption; bad values raise UserError."""
+
+    enabled_precisions: frozenset[torch.dtype] = option(
+        frozenset({torch.float32}),
+        "The precisions the engine may compute in: any of torch.float32, torch.bfloat16, torch.float16. float32 is always "
+        "allowed as a fallback, since it is wider; the report says where it was used.",
+    )
+    backend: str = option(
+        "auto",
+        "auto (measure every backend that can run here and keep the fastest that passes parity), or one of: openvino, onnxruntime, inductor, torch.",
+    )
+    device: torch.device | str | None = option(None, "Where the engine runs. Default: where the model's parameters are, or the CPU.")
+    output_dtype: torch.dtype | None = option(None, "Cast floating outputs to this dtype. Default: the model's own output dtypes.")
+    min_block_size: int = option(5, "A segment with fewer operators than this stays in PyTorch.")
+    torch_executed_ops: frozenset[str] = option(
+        frozenset(), "Operators that must run in PyTorch, as 'aten.relu' or 'aten.relu.default' (or the OpOverload itself)."
+    )
+    require_full_compilation: bool = option(False, "Fail, naming the operators and reasons, if any operator would be left to PyTorch.")
+    dryrun: bool = option(False, "Stop after partitioning and return the Report: nothing is built.")
+    verify: bool | float | None = option(
+        True,
+        "True: compare with the source model in float32 within the tolerance of the engine's precision (relative L2 error: "
+        "1e-4 fp32, 1e-2 fp16, 8e-2 bf16; on a GPU 1e-2 for fp32 where torch allows TF32). A number: that tolerance. "
+        "False or None: no check, and the file says so.",
+    )
+    verify_dtype: torch.dtype = option(torch.float32, "The precision of the reference run: torch.float32 or torch.float64.")
+    seed: int = option(0, "Seed of the random inputs drawn for checking and timing when only shapes were given.")
+    num_threads: int | None = option(None, "CPU threads the engine uses. Default: torch.get_num_threads() when it is loaded.")
+    debug: bool = option(False, "Log every pass, reject and candidate, as TORCHKILN_LOG=3 does.")
+
+    def __post_init__(self) -> None:
+        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+        put("enabled_precisions", _precisions(self.enabled_precisions))
+        ops = self.torch_executed_ops
+        one = isinstance(ops, str) or not isinstance(ops, Iterable)
+        put("torch_executed_ops", frozenset(op_name(op) for op in ([ops] if one else ops)))
+        if self.backend not in BACKEND_NAMES:
+            raise UserError(f"backend: expected one of {', '.join(BACKEND_NAMES)}, got {self.backend!r}")
+        if not isinstance(self.min_block_size, int) or isinstance(self.min_block_size, bool) or self.min_block_size < 1:
+            raise UserError(f"min_block_size: expected an integer >= 1, got {self.min_block_size!r}")
+        if self.num_threads is not None and (not isinstance(self.num_threads, int) or self.num_threads < 1):
+            raise UserError(f"num_threads: expected an integer >= 1, got {self.num_threads!r}")
+        if self.verify is None:
+            put("verify", False)
+        if not isinstance(self.verify, bool):
+            if not isinstance(self.verify, (int, float)) or not self.verify > 0:
+                raise UserError(f"verify: expected True, False or a tolerance > 0, got {self.verify!r}")
+            put("verify", float(self.verify))
+        if self.verify_dtype not in (torch.float32, torch.float64):
+            raise UserError(f"verify_dtype: expected torch.float32 or torch.float64, got {self.verify_dtype}")
+        if self.output_dtype is not None and not (isinstance(self.output_dtype, torch.dtype) and self.output_dtype.is_floating_point):
+            raise UserError(f"output_dtype: expected a floating dtype, got {self.output_dtype}")
+        for name in ("require_full_compilation", "dryrun", "debug"):
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"{name}: expected True or False, got {getattr(self, name)!r}")
+        if self.device is not None:
+            try:
+                put("device", torch.device(self.device))
+            except RuntimeError as error:
+                raise UserError(f"device: {error}") from None
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any], where: str = "torchkiln.compile") -> CompileSettings:
+        """Settings from option names and values. Raises UnknownOption (suggesting the nearest name) and UserError."""
+        known = {f.name for f in fields(cls)}
+        for name in options:
+            if name in FOREIGN_OPTIONS:
+                raise UnsupportedOption(f"{where}: option {name!r} is not available: {FOREIGN_OPTIONS[name]}")
+            if name not in known:
+                raise UnknownOption(name, known, where)
+        return cls(**options)
+
+    @property
+    def precision_names(self) -> list[str]:
+        return [name for name, dtype in PRECISIONS.items() if dtype in self.enabled_precisions]
+
+    def as_json(self) -> dict[str, Any]:
+        """The settings as JSON values, for reports and engine files."""
+        return {name: _json(value) for name, value in asdict(self).items()}
+
+
+#: Options of Torch-TensorRT and TRTorch that mean something we do not do (yet): each says what to do instead.
+FOREIGN_OPTIONS: dict[str, str] = {
+    "ir": "the way in is chosen from the model's type; use torch.compile(model, backend='torchkiln') for the Dynamo route",
+    "truncate_long_and_double": "64-bit types are kept; cast the model or its inputs if you want 32-bit ones",
+    "truncate_double": "64-bit types are kept; cast the model or its inputs if you want 32-bit ones",
+    "refit": "build the engine again with the new weights",
+    "calibrator": "quantized engines are not available in this version",
+    "workspace_size": "no backend of this version has a workspace to limit",
+    "use_python_runtime": "there is one runtime",
+}
+
+
+def declared_options() -> tuple[Field[Any], ...]:
+    """The option declarations, in order, for documentation and the command line."""
+    return fields(CompileSettings)
+
+
+def op_name(op: Any) -> str:
+    """``torch.ops.aten.relu.default``, ``"torch.ops.aten.relu.default"`` or ``"aten::relu"`` -> ``"aten.relu.default"``-style text."""
+    text = op if isinstance(op, str) else str(op)
+    return text.removeprefix("torch.ops.").replace("::", ".")
+
+
+def _precisions(value: Any) -> frozenset[torch.dtype]:
+    if not isinstance(value, (torch.dtype, str, Iterable)):
+        raise UserError(f"enabled_precisions: expected a set of torch dtypes, got {value!r}")
+    items = {value} if isinstance(value, (torch.dtype, str)) else set(value)
+    precisions: frozenset[Any] = frozenset(PRECISIONS.get(v, v) if isinstance(v, str) else v for v in items)
+    if not precisions:
+        raise UserError("enabled_precisions: expected at least one precision, got none")
+    for p in precisions:
+        if p not in PRECISIONS.values():
+            hint = " int8 needs calibration, which is not available in this version." if p == torch.int8 else ""
+            raise UserError(f"enabled_precisions: expected a set of torch.float32, torch.bfloat16, torch.float16, got {p}.{hint}")
+    return precisions
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, frozenset):
+        return sorted(precision_name(v) if isinstance(v, torch.dtype) else v for v in value)
+    if isinstance(value, torch.dtype):
+        return dtype_name(value)
+    return str(value) if isinstance(value, torch.device) else value
