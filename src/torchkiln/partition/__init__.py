@@ -1,0 +1,1 @@
+"""Partitioning: which part of the lowered graph runs where."""
