@@ -1,0 +1,78 @@
+"""The contract every backend keeps. A new backend is one folder with these pieces and one line in registry.py.
+
+backends/NAME/support.py   supports(node, ...) -> Reject | None, availability(...), candidates(...)
+backends/NAME/build.py     build(segment, candidate, settings) -> Artifact
+backends/NAME/runtime.py   load(artifact, device, num_threads) -> Runner     (imports no builder)
+backends/NAME/__init__.py  BACKEND = LazyBackend("NAME", __name__, ...)  (imports its pieces when asked)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+if TYPE_CHECKING:
+    from torch.fx import Node
+
+    from ..engine.artifact import Artifact
+    from ..partition.segment import Segment
+    from ..settings import CompileSettings
+
+#: A loaded segment: called with the segment's input tensors (already checked, on the engine's device), in order; returns
+#: its output tensors in order, fresh (the caller owns them). Safe under concurrent calls from several threads.
+Runner = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Reject:
+    """Why a backend does not take a node (or a precision, or a machine): data with a reason a user can read."""
+
+    subject: str
+    """What is refused: an op ("aten.nonzero.default"), a precision ("fp16"), or a backend ("onnxruntime")."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to build: a backend at a compute precision, with the backend's own options (settings the user chose are elsewhere)."""
+
+    backend: str
+    precision: torch.dtype
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        from ..dtypes import precision_name
+
+        extra = "".join(f", {k}={v}" for k, v in self.options.items())
+        return f"{self.backend} {precision_name(self.precision)}{extra}"
+
+
+class Backend(Protocol):
+    """What the compiler asks of a backend."""
+
+    name: str
+
+    def availability(self, device: torch.device) -> Reject | None:
+        """None when this backend can build and run for ``device`` here; else why not and what to install. Must be cheap
+        (find_spec, no import of the heavy library) and must not raise."""
+        ...
+
+    def candidates(self, device: torch.device, settings: CompileSettings) -> tuple[list[Candidate], list[Reject]]:
+        """The candidates for the enabled precisions, and a Reject for each enabled precision this backend cannot compute in on this machine."""
+        ...
+
+    def supports(self, node: Node) -> Reject | None:
+        """None when the backend takes this ``call_function`` node of the lowered graph; else why not. Must not raise."""
+        ...
+
+    def build(self, segment: Segment, candidate: Candidate, settings: CompileSettings) -> Artifact:
+        """Build the segment. Raises BuildFailed with the library's own message."""
+        ...
+
+    def load(self, artifact: Artifact, device: torch.device, num_threads: int | None) -> Runner:
+        """Make an artifact ready to run. Raises TargetMismatch when this machine or library version cannot run it, MissingPackage
+        when its library is not installed. Imports no builder code."""
+        ...

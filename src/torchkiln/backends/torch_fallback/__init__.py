@@ -1,0 +1,7 @@
+"""torch_fallback: PyTorch itself, operator by operator, for whatever no other backend takes."""
+
+from __future__ import annotations
+
+from ..lazy_backend import LazyBackend
+
+BACKEND = LazyBackend("torch", __name__, availability="support", candidates="support")
