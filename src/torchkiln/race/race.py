@@ -1,0 +1,213 @@
+"""race: every candidate in turn, then the finalists against each other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from ..backends.contract import Candidate
+from ..backends.registry import BACKENDS, get_backend
+from ..dtypes import precision_name
+from ..engine.report import CandidateReport, RejectReport, Report
+from ..errors import BackendUnavailable, BuildFailed, MissingPackage, ParityFailed, TargetMismatch
+from ..log import SUMMARY, log
+from ..partition.partition import TORCH
+from ..program import Program
+from ..progress import progress
+from ..settings import CompileSettings
+from ..verify.locate_fault import locate_fault
+from ..verify.tolerance import tolerance_for
+from ..verify.verify import CheckPoint, passed, verify
+from .attempt import Attempt, Builder, NothingToBuild, reject_reports, required
+from .timing import race_us
+
+QUICK_BUDGET_S = 0.3
+FINAL_BUDGET_S = 1.5
+FINALIST_RATIO = 1.25
+#: A backend whose build takes longer than this is not built again in a wider precision when the narrower one passed.
+SLOW_BUILD_S = 4.0
+
+
+def find_candidates(device: torch.device, settings: CompileSettings, report: Report) -> list[Candidate]:
+    """The candidates to build, narrow precisions first within a backend. What cannot run here goes into the report with its reason.
+
+    Raises BackendUnavailable when the one backend asked for cannot run here.
+    """
+    names = list(BACKENDS) if settings.backend == "auto" else [settings.backend]
+    found: list[Candidate] = []
+    for name in names:
+        backend = get_backend(name)
+        missing = backend.availability(device)
+        if missing is not None:
+            if settings.backend != "auto":
+                raise BackendUnavailable(f"backend {name!r}: {missing.reason}")
+            report.candidates.append(CandidateReport(name, "unavailable", reason=missing.reason))
+            continue
+        if name == TORCH and settings.require_full_compilation:
+            report.candidates.append(CandidateReport(name, "skipped", reason="require_full_compilation leaves nothing to PyTorch"))
+            continue
+        candidates, rejects = backend.candidates(device, settings)
+        report.rejects += [RejectReport(r.subject, "precision", name, r.reason) for r in rejects]
+        if not candidates:
+            # float32 is wider than anything that was allowed, so it is always a correct way out.
+            candidates, _ = backend.candidates(device, replace(settings, enabled_precisions=frozenset({torch.float32})))
+            report.notes += [f"{name} computes in fp32: it has none of the enabled precisions here" for _ in candidates[:1]]
+        found += sorted(candidates, key=lambda c: c.precision.itemsize)
+    return found
+
+
+class Race:
+    """Builds, checks and times candidates, and keeps the fastest that passes."""
+
+    def __init__(
+        self,
+        program: Program,
+        settings: CompileSettings,
+        device: torch.device,
+        report: Report,
+        points: list[CheckPoint],
+        model_precision: torch.dtype,
+    ) -> None:
+        self._builder = Builder(program, settings, device, report)
+        self._program = program
+        self._settings = settings
+        self._device = device
+        self._report = report
+        self._points = points
+        self._model_precision = model_precision
+        self._arguments = points[0].arguments
+        self._failures: list[Exception] = []
+        self._breaches: list[tuple[Candidate, str, float]] = []
+
+    def run(self, candidates: list[Candidate]) -> Attempt:
+        """The fastest candidate that passes. Raises ParityFailed, BuildFailed (or what the only candidate raised) when none is left."""
+        attempts = self._build_all(candidates)
+        if not attempts:
+            raise self._failure()
+        best = self._choose(attempts)
+        self._describe(best, attempts)
+        return best
+
+    def _build_all(self, candidates: list[Candidate]) -> list[Attempt]:
+        attempts: list[Attempt] = []
+        slow_builders: set[str] = set()
+        for done, candidate in enumerate(candidates):
+            progress(f"build {candidate}", done, len(candidates))
+            if candidate.backend in slow_builders:
+                self._note(candidate, "skipped", f"{candidate.backend} passed in a narrower precision, and building it again takes long")
+                continue
+            attempt = self._try(candidate)
+            if attempt is None:
+                continue
+            attempts.append(attempt)
+            if attempt.build_s > SLOW_BUILD_S:
+                slow_builders.add(candidate.backend)
+        progress("build", len(candidates), len(candidates))
+        return attempts
+
+    def _try(self, candidate: Candidate) -> Attempt | None:
+        """Build, check and time one candidate; None (with the reason in the report) when it is out."""
+        start = time.perf_counter()
+        try:
+            attempt = self._builder.build(candidate, demote_slow=self._settings.backend == "auto")
+        except NothingToBuild as nothing:
+            if self._settings.require_full_compilation:
+                self._failures.append(required(nothing.rejects))
+                self._note(candidate, "failed", f"{len(nothing.rejects)} operators would stay in PyTorch")
+            else:
+                self._report.rejects += reject_reports(nothing.rejects, candidate.backend)
+                self._failures.append(BuildFailed(f"{candidate}: {nothing}"))
+                slow = sum("slower than PyTorch" in r.reason for r in nothing.rejects.values())
+                self._note(candidate, "failed", f"{nothing}: {slow} operators in segments slower than PyTorch" if slow else str(nothing))
+            return None
+        except (BuildFailed, TargetMismatch, MissingPackage) as error:
+            self._failures.append(error)
+            self._note(candidate, "failed", str(error).splitlines()[0], build_s=time.perf_counter() - start)
+            return None
+        precisions = (candidate.precision, self._model_precision, *([self._settings.output_dtype] if self._settings.output_dtype else []))
+        tolerance = tolerance_for(self._settings.verify, precisions, self._device)
+        try:
+            if tolerance is not None:
+                attempt.parity = verify(attempt.engine, self._points, self._settings.verify_dtype, tolerance)
+                if not passed(attempt.parity):
+                    self._parity_breach(attempt)
+                    return None
+            (attempt.median_us,) = race_us([self._call(attempt)], self._device, QUICK_BUDGET_S)
+        except RuntimeError as error:  # what libraries raise when an engine that was built cannot run
+            self._failures.append(BuildFailed(f"{candidate}: built, but fails when called: {error}"))
+            self._note(candidate, "failed", f"built, but fails when called: {str(error).splitlines()[0]}", build_s=attempt.build_s)
+            return None
+        log(SUMMARY, "%s: %.3f ms, built in %.1f s", candidate, attempt.median_us / 1e3, attempt.build_s)
+        return attempt
+
+    def _call(self, attempt: Attempt) -> Callable[[], object]:
+        engine, args, kwargs = attempt.engine, self._arguments.args, self._arguments.kwargs
+        return lambda: engine(*args, **kwargs)
+
+    def _parity_breach(self, attempt: Attempt) -> None:
+        parity, candidate = attempt.parity, attempt.candidate
+        figures = (
+            f"relative error {parity.relative_error:.3g} (tolerance {parity.tolerance:.3g} for {precision_name(candidate.precision)}), "
+            f"max abs error {parity.max_abs_error:.3g}, cosine {parity.cosine:.6g}"
+        )
+        self._breaches.append((candidate, figures, parity.tolerance or 0.0))
+        self._note(candidate, "parity", figures, build_s=attempt.build_s, relative_error=parity.relative_error)
+
+    def _choose(self, attempts: list[Attempt]) -> Attempt:
+        """The fastest. Those within reach of it are timed again, longer and in turns."""
+        if len(attempts) == 1:
+            return attempts[0]
+        lead = min(a.median_us for a in attempts)
+        finalists = [a for a in attempts if a.median_us <= lead * FINALIST_RATIO]
+        if len(finalists) > 1:
+            progress("race finalists", 0, 0)
+            for attempt, median in zip(finalists, race_us([self._call(a) for a in finalists], self._device, FINAL_BUDGET_S, rounds=10), strict=True):
+                attempt.median_us = median
+        return min(finalists, key=lambda a: a.median_us)
+
+    def _describe(self, best: Attempt, attempts: list[Attempt]) -> None:
+        report = self._report
+        for attempt in attempts:
+            status = "kept" if attempt is best else "slower"
+            reason = "" if attempt is best else f"{attempt.median_us / best.median_us:.2f} times the kept one"
+            self._note(attempt.candidate, status, reason, attempt.build_s, attempt.parity.relative_error, attempt.median_us / 1e3)
+        report.backend = best.candidate.backend
+        report.precision = precision_name(best.candidate.precision)
+        report.segments = best.segment_reports
+        report.parity = best.parity
+        report.notes += [best.engine.cuda_graph_note] if best.engine.cuda_graph_note else []
+        # Of what was refused on the way, keep what says why the engine is as it is: nothing else where it is PyTorch's whole.
+        refused = [r for r in report.rejects if r.where == "precision" or best.candidate.backend == TORCH]
+        report.rejects = refused + reject_reports(best.rejects, best.candidate.backend)
+        baseline = next((a for a in attempts if a.candidate.backend == TORCH), None)
+        if len(best.steps) == 1:
+            best.segment_reports[0].time_us = best.median_us
+            best.segment_reports[0].torch_time_us = baseline.median_us if baseline else None
+
+    def _note(
+        self,
+        candidate: Candidate,
+        status: str,
+        reason: str,
+        build_s: float | None = None,
+        relative_error: float | None = None,
+        median_ms: float | None = None,
+    ) -> None:
+        self._report.candidates.append(CandidateReport(str(candidate), status, build_s, median_ms, relative_error, reason))
+
+    def _failure(self) -> Exception:
+        if self._breaches:
+            # Finding the operator takes a build of its own, so it is done only for the breach that fails the whole build.
+            candidate, figures, tolerance = self._breaches[0]
+            fault = locate_fault(self._builder, self._program, candidate, self._points[0], tolerance)
+            return ParityFailed(
+                f"{candidate}: {figures}. {fault} Allow a wider precision in enabled_precisions, keep the operator in PyTorch with "
+                "torch_executed_ops, or set verify= to the tolerance you can accept."
+            )
+        if self._failures:
+            return self._failures[0]
+        refused = "; ".join(f"{r.backend}: {r.subject}: {r.reason}" for r in self._report.rejects)
+        return BuildFailed(f"no candidate can compute in the enabled precisions here: {refused}")

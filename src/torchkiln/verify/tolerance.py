@@ -1,0 +1,30 @@
+"""tolerance: how far an engine of each precision may be from the float32 model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+#: Largest relative L2 error, by the narrowest precision computed in. A rounding error of 2^-24, 2^-11 and 2^-8 per operation grows over tens of
+#: layers by one to two orders of magnitude; a wrong result is far outside. bfloat16's is 8 times float16's, as its rounding error is.
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 8e-2}
+
+
+#: float32 on a GPU where torch allows TF32, whose products have 10 bits of mantissa as fp16's.
+TF32_TOLERANCE = 1e-2
+
+
+def tolerance_for(verify: bool | float | None, precisions: Iterable[torch.dtype], device: torch.device) -> float | None:
+    """The tolerance for an engine in which these precisions have a part; None when checking is off.
+
+    They are the precision computed in, and those of the model's own parameters and of the outputs: a result rounded to half precision cannot be
+    closer to float32 than that precision allows.
+    """
+    if verify is False or verify is None:
+        return None
+    if verify is not True:
+        return float(verify)
+    tolerance = max(TOLERANCES.get(precision, 0.0) for precision in precisions)
+    tf32 = device.type == "cuda" and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
+    return max(tolerance, TF32_TOLERANCE) if tf32 else tolerance
