@@ -1,0 +1,259 @@
+"""CudaGraphRunner: equal numbers, no sharing of memory between calls, streams and threads, no growth, small overhead."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import threading
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from torchkiln.engine.cuda_graph import CudaGraphRunner
+from torchkiln.errors import UserError
+
+
+class TwoOutputs(nn.Module):
+    """A convolution (a library's workspace), a matrix product (cuBLAS's) and pointwise operators; two inputs, two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 13, 3, padding=1)
+        self.linear = nn.Linear(13, 37)
+
+    def forward(self, image: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.convolution(image).relu() * scale.to(image.dtype)[:, None, None, None]
+        return self.linear(features.mean((2, 3))), features
+
+
+@pytest.fixture
+def device():
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+@pytest.fixture
+def model(device):
+    torch.manual_seed(0)
+    return TwoOutputs().to(device).eval()
+
+
+@pytest.fixture
+def call(model):
+    def run(inputs):
+        with torch.no_grad():
+            return model(*inputs)
+
+    return run
+
+
+def make_inputs(batch, device, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn(batch, 3, 17, 19, generator=generator)
+    return [image.to(device), torch.randint(1, 9, (batch,), generator=generator).to(device)]
+
+
+def assert_equal(outputs, expected):
+    assert len(outputs) == len(expected)
+    for output, value in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(output, value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_device_without_graphs_is_refused():
+    with pytest.raises(UserError, match="expected a CUDA device with an index, got cpu"):
+        CudaGraphRunner(lambda inputs: inputs, torch.device("cpu"))
+
+
+@pytest.mark.cuda
+def test_numbers_are_equal_for_two_shapes(call, device):
+    runner = CudaGraphRunner(call, device)
+    for seed, batch in enumerate((3, 1, 3, 1, 1, 3)):
+        inputs = make_inputs(batch, device, seed)
+        assert_equal(runner(inputs), call(inputs))
+    assert runner.note == ""
+    assert sorted(key[0][0] for key in runner.captured_shapes) == [1, 3]
+
+
+@pytest.mark.cuda
+def test_inputs_that_are_not_contiguous(call, device):
+    runner = CudaGraphRunner(call, device)
+    image, scale = make_inputs(3, device)
+    runner([image, scale])
+    for other in (image.to(memory_format=torch.channels_last), torch.randn(17, 3, 19, 3, device=device).permute(1, 3, 0, 2)):
+        assert_equal(runner([other, scale]), call([other, scale]))
+    assert len(runner.captured_shapes) == 1
+
+
+@pytest.mark.cuda
+def test_outputs_are_fresh_and_inputs_are_left_alone(call, device):
+    runner = CudaGraphRunner(call, device)
+    first, second = make_inputs(3, device, 1), make_inputs(3, device, 2)
+    copies = [value.clone() for value in first]
+    outputs = runner(first)
+    kept = [value.clone() for value in outputs]
+    other = runner(second)
+    assert_equal(outputs, kept)
+    for value in other:
+        value.fill_(float("nan"))
+    assert_equal(runner(first), kept)
+    for value, copy in zip(first, copies, strict=True):
+        assert torch.equal(value, copy)
+
+
+@pytest.mark.cuda
+def test_no_gradient_leaks_in(call, device):
+    runner = CudaGraphRunner(call, device)
+    image, scale = make_inputs(2, device)
+    for _ in range(2):
+        assert not any(output.requires_grad for output in runner([image.clone().requires_grad_(), scale]))
+    assert not any(buffer.requires_grad for buffer in runner.input_buffers(image.shape, scale.shape))
+
+
+@pytest.mark.cuda
+def test_eight_threads_on_streams_of_their_own(call, device):
+    runner = CudaGraphRunner(call, device)
+    failures: list[str] = []
+    start = threading.Barrier(8)
+
+    def work(number: int) -> None:
+        try:
+            stream = torch.cuda.Stream(device)
+            with torch.cuda.stream(stream):
+                cases = [make_inputs(batch, device, 10 * number + batch) for batch in (1, 3)]
+                expected = [call(inputs) for inputs in cases]
+                start.wait()
+                results = [(index, runner(cases[index])) for index in (0, 1) * 40]
+                for index, outputs in results:
+                    assert_equal(outputs, expected[index])
+        except Exception as error:
+            failures.append(f"thread {number}: {type(error).__name__}: {error}")
+            start.abort()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures, failures[0]
+    assert runner.note == ""
+
+
+@pytest.mark.cuda
+def test_the_graph_unused_for_longest_goes_first(call, device):
+    runner = CudaGraphRunner(call, device, max_shapes=2)
+    for batch in (1, 2, 1, 3):
+        inputs = make_inputs(batch, device, batch)
+        assert_equal(runner(inputs), call(inputs))
+    assert [key[0][0] for key in runner.captured_shapes] == [1, 3]
+    inputs = make_inputs(2, device)
+    assert_equal(runner(inputs), call(inputs))
+
+
+@pytest.mark.cuda
+def test_a_call_that_cannot_be_captured_runs_as_it_is_and_says_why(device):
+    def call(inputs):
+        return [inputs[0] * inputs[0].sum().item()]
+
+    runner = CudaGraphRunner(call, device)
+    for seed in (1, 2):
+        inputs = make_inputs(2, device, seed)[:1]
+        assert_equal(runner(inputs), call(inputs))
+    assert runner.note.startswith("no CUDA graph: capture failed")
+    assert runner.captured_shapes == []
+    # What failed must not stay behind: another runner captures.
+    other = CudaGraphRunner(lambda inputs: [inputs[0] * 2], device)
+    assert_equal(other(inputs), [inputs[0] * 2])
+    assert other.note == ""
+
+
+@pytest.mark.cuda
+def test_an_error_of_the_call_itself_is_raised(device):
+    def call(inputs):
+        raise ValueError("wrong from the start")
+
+    with pytest.raises(ValueError, match="wrong from the start"):
+        CudaGraphRunner(call, device)(make_inputs(1, device))
+
+
+@pytest.mark.cuda
+def test_static_outputs_are_the_same_memory(call, device):
+    runner = CudaGraphRunner(call, device, static_outputs=True)
+    first = runner(make_inputs(2, device, 1))
+    inputs = make_inputs(2, device, 2)
+    second = runner(inputs)
+    assert [value.data_ptr() for value in first] == [value.data_ptr() for value in second]
+    assert_equal(second, call(inputs))
+
+
+@pytest.mark.cuda
+def test_input_buffers_save_the_copy(call, device):
+    runner = CudaGraphRunner(call, device)
+    inputs = make_inputs(3, device, 1)
+    with pytest.raises(UserError, match="call once with them"):
+        runner.input_buffers(*[value.shape for value in inputs])
+    runner(inputs)
+    buffers = runner.input_buffers(*[value.shape for value in inputs])
+    other = make_inputs(3, device, 2)
+    for buffer, value in zip(buffers, other, strict=True):
+        buffer.copy_(value)
+    assert_equal(runner(buffers), call(other))
+
+
+@pytest.mark.cuda
+def test_inside_a_capture_of_the_caller(call, device):
+    runner = CudaGraphRunner(call, device)
+    inputs = make_inputs(2, device, 1)
+    runner(inputs)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = runner(inputs)
+    graph.replay()
+    assert_equal(outputs, call(inputs))
+
+
+@pytest.mark.cuda
+def test_fifty_lives_leave_nothing_behind(call, device):
+    inputs = make_inputs(4, device)
+
+    def live() -> None:
+        runner = CudaGraphRunner(call, device)
+        runner(inputs)
+        runner(inputs)
+
+    def memory() -> tuple[int, int]:
+        gc.collect()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+
+    for _ in range(3):
+        live()
+    before = memory()
+    for _ in range(50):
+        live()
+    after = memory()
+    assert after[0] <= before[0] + 4096
+    assert after[1] <= before[1] + 4 * 2**20
+
+
+@pytest.mark.cuda
+def test_host_overhead_over_a_replay(device):
+    """The target is 15 us; the limit leaves room for a busy machine."""
+    weight = torch.randn(64, 64, device=device)
+    runner = CudaGraphRunner(lambda inputs: [inputs[0] @ weight], device)
+    inputs = [torch.randn(8, 64, device=device)]
+    runner(inputs)
+    graph = next(iter(runner._captured.values())).graph
+
+    def median_us(function) -> float:
+        samples = []
+        for _ in range(300):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            function()
+            samples.append(time.perf_counter() - start)
+        return statistics.median(samples) * 1e6
+
+    overhead_us = median_us(lambda: runner(inputs)) - median_us(graph.replay)
+    assert overhead_us < 60, f"{overhead_us:.1f} us"
