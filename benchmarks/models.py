@@ -1,0 +1,13 @@
+"""Models for the benchmarks that no model zoo builds by name. Each is a factory: ``benchmarks/models.py:swin_unetr``."""
+
+from __future__ import annotations
+
+import torch
+
+
+def swin_unetr() -> torch.nn.Module:
+    """MONAI's SwinUNETR, feature size 48, one channel in, two out, for 96^3 windows (needs the package monai)."""
+    from monai.networks.nets import SwinUNETR
+
+    torch.manual_seed(0)
+    return SwinUNETR(in_channels=1, out_channels=2, feature_size=48, spatial_dims=3).eval()
