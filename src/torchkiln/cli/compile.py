@@ -1,0 +1,75 @@
+"""``torchkiln compile MODEL -o m.kiln``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .console import check_writable, print_json, print_notes, size_text, stdout, watch
+from .settings_options import read_settings
+
+MODEL_HELP = "torchvision:resnet34, timm:efficientnet_b0, FILE.py:FACTORY, PACKAGE.MODULE:FACTORY, a .pt2 or a TorchScript file (.pt, .pth, .ts)."
+SHAPE_HELP = "Shape of one input, as 1x3x224x224; with a name and dtype, as ids:1x128@int64. Once for each input."
+
+Shapes = Annotated[list[str] | None, typer.Option("--shape", help=SHAPE_HELP, metavar="SHAPE")]
+MinShapes = Annotated[list[str] | None, typer.Option("--min-shape", help="Smallest shape of one input.", metavar="SHAPE")]
+OptShapes = Annotated[list[str] | None, typer.Option("--opt-shape", help="Shape of that input to tune for.", metavar="SHAPE")]
+MaxShapes = Annotated[list[str] | None, typer.Option("--max-shape", help="Largest shape of that input.", metavar="SHAPE")]
+Weights = Annotated[
+    str | None,
+    typer.Option("--weights", help="Pretrained weights of a torchvision or timm model: DEFAULT or a name. Default: random."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def compile_model(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
+    shape: Shapes = None,
+    min_shape: MinShapes = None,
+    opt_shape: OptShapes = None,
+    max_shape: MaxShapes = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The engine file to write.")] = None,
+    weights: Weights = None,
+    as_json: Json = False,
+) -> None:
+    """Compile a model into an engine file, and check it against the model."""
+    settings_values: dict[str, Any] = ctx.obj
+    if output is None and not settings_values["dryrun"]:
+        raise typer.BadParameter("--output/-o is needed: the engine file to write (or --dryrun to write nothing)")
+    if output is not None:
+        check_writable(output)
+    settings = read_settings(settings_values)
+
+    import torchkiln
+
+    from ..capture.sources import load_model
+    from ..engine.engine import Engine
+    from ..engine.report import Report
+    from ..settings import declared_options
+    from .model_inputs import choose_inputs, on_device
+    from .shapes import parse_inputs
+
+    given = parse_inputs(shape or (), min_shape or (), opt_shape or (), max_shape or ())
+    with watch(f"compiling {model}"):
+        loaded = load_model(model, seed=settings.seed, weights=weights)
+        inputs, kwarg_inputs = choose_inputs(loaded, given)
+        options = {d.name: getattr(settings, d.name) for d in declared_options()}
+        result = torchkiln.compile(on_device(loaded.model, settings.device), inputs, kwarg_inputs=kwarg_inputs or None, **options)
+        report = result if isinstance(result, Report) else result.report()
+        report.model = loaded.name  # says more than the class's name, and is kept in the file
+        if isinstance(result, Engine) and output is not None:
+            result.save(output)
+    written: dict[str, Any] = {}
+    if isinstance(result, Engine) and output is not None:
+        written = {"engine": str(output), "size_bytes": output.stat().st_size}
+    print_notes(loaded.notes)
+    if as_json:
+        print_json({**written, "model": loaded.name, "notes": loaded.notes, "build_s": report.build_s, "report": report.as_json()})
+        return
+    console = stdout()
+    console.print(str(report), markup=False, highlight=False, soft_wrap=True)
+    if written:
+        console.print(f"wrote {output} ({size_text(written['size_bytes'])})", markup=False, highlight=False, soft_wrap=True)

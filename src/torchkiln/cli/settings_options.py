@@ -1,0 +1,109 @@
+"""settings_options: the command-line options of CompileSettings, made from its declarations so that no option is declared twice."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from .debug import remember_debug
+
+if TYPE_CHECKING:
+    from ..settings import CompileSettings
+
+#: Settings whose option has another name than the setting.
+RENAMED = {"enabled_precisions": "--precision", "num_threads": "--threads", "verify": "--verify/--no-verify"}
+
+#: How a declaration's type is written on the command line.
+_TYPES: dict[str, Any] = {
+    "bool": bool,
+    "int": int,
+    "int | None": int,
+    "str": str,
+    "frozenset[str]": list[str],
+    "frozenset[torch.dtype]": str,
+    "torch.dtype": str,
+    "torch.dtype | None": str,
+    "torch.device | str | None": str,
+    "bool | float | None": bool,
+}
+
+
+class SettingsCommand(TyperCommand):
+    """A command that also takes an option for each setting; they arrive in ``ctx.obj``. They are made when the command is
+    used, not when the program starts, because the declarations need torch."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return [*super().get_params(ctx), *_setting_parameters()]
+
+    def invoke(self, ctx: Any) -> Any:
+        ctx.obj = {p.name: ctx.params.pop(p.name) for p in _setting_parameters()}
+        return super().invoke(ctx)
+
+
+def read_settings(values: dict[str, Any]) -> CompileSettings:
+    """The settings that parsed options describe. Raises typer.BadParameter for a value that is not legal."""
+    from ..dtypes import parse_dtype
+    from ..errors import UserError
+    from ..settings import CompileSettings, declared_options
+
+    options: dict[str, Any] = {}
+    try:
+        for declared in declared_options():
+            value = values[declared.name]
+            if value is None:
+                continue
+            if declared.name == "enabled_precisions":
+                value = comma_list([value])
+            elif str(declared.type).startswith("frozenset"):
+                value = frozenset(comma_list(value))
+            elif str(declared.type).startswith("torch.dtype"):
+                value = parse_dtype(value)
+            options[declared.name] = value
+        if values["tolerance"] is not None:
+            if not values["verify"]:
+                raise typer.BadParameter("give either --tolerance or --no-verify, not both")
+            options["verify"] = values["tolerance"]
+        return CompileSettings.from_options(options, where="torchkiln compile")
+    except UserError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def comma_list(texts: list[str]) -> list[str]:
+    """``["a,b", "c"]`` -> ``["a", "b", "c"]``."""
+    return [part.strip() for text in texts for part in text.split(",") if part.strip()]
+
+
+def _setting_parameters() -> list[Any]:
+    """The click parameters, made by typer itself from a function that has the right signature."""
+    from ..settings import declared_options
+
+    parameters = [_parameter(d.name, _TYPES[str(d.type)], d.default, d.metadata["doc"]) for d in declared_options()]
+    parameters.append(_parameter("tolerance", float, None, "The largest relative L2 error that passes, instead of the precision's own."))
+
+    def collect() -> None: ...
+
+    collect.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    scratch = typer.Typer(add_completion=False)
+    scratch.command()(collect)
+    return list(typer.main.get_command(scratch).params)
+
+
+def _parameter(name: str, kind: Any, default: Any, doc: str) -> inspect.Parameter:
+    import torch
+
+    from ..dtypes import dtype_name
+
+    if name == "enabled_precisions":
+        default = "fp32"
+    elif isinstance(default, torch.dtype):
+        default = dtype_name(default)
+    elif kind is not bool and isinstance(default, frozenset):
+        default = sorted(default)
+    flag = RENAMED.get(name, "--" + name.replace("_", "-"))
+    callback = remember_debug if name == "debug" else None
+    option = typer.Option(flag, help=doc, callback=callback, is_eager=callback is not None, rich_help_panel="Settings")
+    # "or None" keeps help free of empty defaults.
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
