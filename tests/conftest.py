@@ -1,0 +1,79 @@
+"""Shared by all tests: CUDA tests are skipped without a GPU; a backend made to order."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import types
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from torchkiln.backends.contract import Candidate, Reject
+from torchkiln.backends.registry import BACKENDS, get_backend
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason="needs a CUDA device")
+        for item in items:
+            if "cuda" in item.keywords:
+                item.add_marker(skip)
+
+
+class MadeBackend:
+    """Runs segments in PyTorch, but refuses, spoils or slows what a test asks for."""
+
+    def __init__(self, name: str, refuses: Callable[[str], bool], spoil: Callable, delay_s: float, unavailable: str) -> None:
+        self.name = name
+        self._refuses, self._spoil, self._delay_s, self._unavailable = refuses, spoil, delay_s, unavailable
+        self.builds = 0
+
+    def availability(self, device):
+        return Reject(self.name, self._unavailable) if self._unavailable else None
+
+    def candidates(self, device, settings):
+        return [Candidate(self.name, p) for p in settings.enabled_precisions], []
+
+    def supports(self, node):
+        return Reject(str(node.target), "refused by the test") if self._refuses(str(node.target)) else None
+
+    def build(self, segment, candidate, settings):
+        self.builds += 1
+        spoiled = copy.copy(segment)
+        spoiled.graph_module = copy.deepcopy(segment.graph_module)
+        self._spoil(spoiled.graph_module)
+        spoiled.graph_module.recompile()
+        return get_backend("torch").build(spoiled, candidate, settings)
+
+    def load(self, artifact, device, num_threads):
+        import time
+
+        run = get_backend("torch").load(artifact, device, num_threads)
+
+        def slow(inputs):
+            time.sleep(self._delay_s)
+            return run(inputs)
+
+        return slow if self._delay_s else run
+
+
+@pytest.fixture
+def made_backend(monkeypatch):
+    """``made_backend(name, ...)`` puts a MadeBackend in the registry for one test; the name must be one the settings know."""
+
+    def make(name="openvino", *, refuses=lambda op: False, spoil=lambda graph_module: None, delay_s=0.0, unavailable="", alone=True):
+        backend = MadeBackend(name, refuses, spoil, delay_s, unavailable)
+        module = types.ModuleType(f"made_{name}")
+        module.BACKEND = backend
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        table = {name: module.__name__, "torch": BACKENDS["torch"]} if alone else {**BACKENDS, name: module.__name__}
+        monkeypatch.setattr("torchkiln.backends.registry.BACKENDS", table)
+        monkeypatch.setattr("torchkiln.race.race.BACKENDS", table)
+        get_backend.cache_clear()
+        return backend
+
+    yield make
+    monkeypatch.undo()
+    get_backend.cache_clear()

@@ -1,0 +1,85 @@
+"""Every example runs, and prints what it promises."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from seeds.conftest import device, one_native_backend  # noqa: F401 (fixtures: one backend to race, so that builds are short)
+from torchkiln.bench import read_json
+from torchkiln.bench.peers import choose_peers
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run_example(name: str, *arguments: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    torch.manual_seed(0)
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    return capsys.readouterr().out
+
+
+def differences(output: str) -> list[float]:
+    return [float(text) for text in re.findall(r"difference:? (\S+)", output)]
+
+
+def test_quickstart(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("--model", "squeezenet1_1", "--size", "51", "--backend", "openvino")
+    output = run_example("quickstart.py", *arguments, capsys=capsys, monkeypatch=monkeypatch)
+    (error,) = re.findall(r"relative error on new data: (\S+)", output)
+    assert float(error) < 1e-4
+    assert "same outputs after loading: True" in output
+
+
+def test_dynamic_shapes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    output = run_example("dynamic_shapes.py", capsys=capsys, monkeypatch=monkeypatch)
+    figures = differences(output)
+    assert len(figures) == 3
+    assert max(figures) < 1e-4
+    assert re.search(r"out of range.*image.*dimension 0.*1 to 16.*17", output)
+
+
+def test_mixed_fallback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    output = run_example("mixed_fallback.py", capsys=capsys, monkeypatch=monkeypatch)
+    assert "clip_outliers" in output
+    assert max(differences(output)) < 1e-4
+
+
+def test_torch_compile_backend(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    output = run_example("torch_compile_backend.py", capsys=capsys, monkeypatch=monkeypatch)
+    assert "torch.export could not capture" in output
+    figures = differences(output)
+    assert len(figures) == 2
+    assert max(figures) < 1e-4
+
+
+def test_demo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    output = run_example("demo.py", "--quick", "--device", "cpu", "--report", "report", capsys=capsys, monkeypatch=monkeypatch)
+    assert "takes about one minute" in output
+    assert "Speed up wrt" in output
+    assert all(f"{title} fp32" in output for title in ("Pytorch", "Traced Pytorch", "Scripted Pytorch"))
+    rows = read_json("report/results.json").rows
+    assert {row.runner for row in rows} == {"eager", "torchscript-traced", "torchscript-scripted", "torchkiln"}
+    assert all(row.status == "ok" for row in rows)
+    assert Path("report/report.md").exists()
+
+
+def test_the_demo_names_peers_that_exist() -> None:
+    """All of it takes minutes; that it asks for peers there are can be seen without running it all."""
+    (line,) = re.findall(r"peers = (\S+) if options.quick else \((.*)\)", (EXAMPLES / "demo.py").read_text())
+    names = re.findall(r'"([^"]+)"', " ".join(line))
+    assert {p.name for p in choose_peers(names)} >= {"eager", "torchscript-traced", "torchscript-scripted", "openvino"}
+
+
+def test_every_example_is_tested() -> None:
+    names = {path.stem for path in EXAMPLES.glob("*.py")}
+    assert names == {"quickstart", "dynamic_shapes", "mixed_fallback", "torch_compile_backend", "demo"}
+    assert all(f"test_{name}" in globals() for name in names)
+    assert all(len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 60 for name in names - {"demo"})
