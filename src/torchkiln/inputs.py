@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 
@@ -11,6 +12,14 @@ from .dtypes import dtype_name
 from .errors import UserError
 
 Shape = tuple[int, ...]
+
+
+class ShapeRange(NamedTuple):
+    """The shapes of one tensor in one optimization profile: all equal where the shape is fixed."""
+
+    min: Shape
+    opt: Shape
+    max: Shape
 
 
 @dataclass(frozen=True, init=False)
@@ -129,3 +138,45 @@ def _as_shape(value: Sequence[int] | None, name: str, label: str) -> Shape:
     if any(v < 0 for v in shape):
         raise UserError(f"Input {name!r}: {label}: expected sizes >= 0, got {shape}")
     return shape
+
+
+#: One optimization profile: the range of each input, in order.
+Profile = tuple[ShapeRange, ...]
+
+
+def resolve_profiles(profiles: Sequence[Mapping[str, Any]], inputs: Sequence[Input]) -> tuple[Profile, ...]:
+    """The optimization profiles a user asked for, for the inputs of a program; without any, one over the inputs' whole ranges.
+
+    Args:
+        profiles: for each profile, {input name: (min, opt, max)} or {input name: a fixed shape}; an input that is left out has its whole range.
+
+    Raises UserError for an unknown name, and for a range that leaves the input's own.
+    """
+    whole = tuple(ShapeRange(i.min_shape, i.opt_shape, i.max_shape) for i in inputs)
+    if not profiles:
+        return (whole,)
+    positions = {spec.name: index for index, spec in enumerate(inputs)}
+    resolved = []
+    for number, profile in enumerate(profiles):
+        ranges = list(whole)
+        for name, shapes in profile.items():
+            where = f"profiles[{number}]"
+            if name not in positions:
+                raise UserError(f"{where}: there is no input {name!r}: expected names among {', '.join(positions)}")
+            ranges[positions[name]] = _profile_range(shapes, inputs[positions[name]], where)
+        resolved.append(tuple(ranges))
+    return tuple(resolved)
+
+
+def _profile_range(shapes: Any, spec: Input, where: str) -> ShapeRange:
+    nested = isinstance(shapes, Sequence) and len(shapes) == 3 and all(isinstance(s, Sequence) for s in shapes)
+    low, opt, high = (_as_shape(s, spec.name, where) for s in (shapes if nested else [shapes] * 3))
+    if not len(low) == len(opt) == len(high) == len(spec.opt_shape):
+        raise UserError(f"{where}: input {spec.name!r}: expected shapes of {len(spec.opt_shape)} dimensions, got {low}, {opt}, {high}")
+    for d, bounds in enumerate(zip(spec.min_shape, low, opt, high, spec.max_shape, strict=True)):
+        if list(bounds) != sorted(bounds):
+            raise UserError(
+                f"{where}: input {spec.name!r}, dimension {d}: expected {spec.min_shape[d]} <= min <= opt <= max <= {spec.max_shape[d]} "
+                f"(the input's range), got {low[d]}, {opt[d]}, {high[d]}"
+            )
+    return ShapeRange(low, opt, high)

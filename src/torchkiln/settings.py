@@ -14,12 +14,17 @@ import torch
 
 from .dtypes import PRECISIONS, dtype_name, precision_name
 from .errors import UnknownOption, UnsupportedOption, UserError
+from .target import CURRENT, parse_names
 
-BACKEND_NAMES = ("auto", "openvino", "onnxruntime", "inductor", "torch")
+BACKEND_NAMES = ("auto", "openvino", "onnxruntime", "inductor", "tensorrt", "torch")
 
 
-def option(default: Any, doc: str) -> Any:
-    return field(default=default, metadata={"doc": doc})
+def option(default: Any, doc: str, backends: tuple[str, ...] = ()) -> Any:
+    """``backends``: those that read the option; () when it matters whatever the backend."""
+    return field(default=default, metadata={"doc": doc, "backends": backends})
+
+
+_TENSORRT = ("tensorrt",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +38,13 @@ class CompileSettings:
     )
     backend: str = option(
         "auto",
-        "auto (measure every backend that can run here and keep the fastest that passes parity), or one of: openvino, onnxruntime, inductor, torch.",
+        "auto (measure every backend that can run here and keep the fastest that passes parity), or one of: openvino, onnxruntime, inductor, tensorrt, "
+        "torch.",
+    )
+    target: tuple[str, ...] = option(
+        (),
+        "What to build for: any of 'cpu', 'current' (the device the model is on) and compute capabilities of GPUs ('sm_89'), also of GPUs "
+        "that this machine does not have. Several go into one engine file. Default: current.",
     )
     device: torch.device | str | None = option(None, "Where the engine runs. Default: where the model's parameters are, or the CPU.")
     output_dtype: torch.dtype | None = option(None, "Cast floating outputs to this dtype. Default: the model's own output dtypes.")
@@ -52,6 +63,26 @@ class CompileSettings:
     verify_dtype: torch.dtype = option(torch.float32, "The precision of the reference run: torch.float32 or torch.float64.")
     seed: int = option(0, "Seed of the random inputs drawn for checking and timing when only shapes were given.")
     num_threads: int | None = option(None, "CPU threads the engine uses. Default: torch.get_num_threads() when it is loaded.")
+    optimization_level: int | None = option(None, "How hard the builder tries, 0 (fastest build) to 5. Default: the library's own, 3.", _TENSORRT)
+    workspace_size: int = option(0, "Most bytes of scratch memory an engine may use on the GPU. 0: the library's default, all there is.", _TENSORRT)
+    disable_tf32: bool = option(False, "Compute fp32 in full, without TF32 tensor cores.", _TENSORRT)
+    sparse_weights: bool = option(False, "Let the builder use 2:4 sparse kernels for weights that have that pattern.", _TENSORRT)
+    immutable_weights: bool = option(
+        True, "False: a refittable engine, whose weights torchkiln.refit can replace without a build. Needs the GPU while building.", _TENSORRT
+    )
+    strip_engine_weights: bool = option(
+        False, "Build the plan without its weights; the file keeps them apart, and load puts them in. Needs the GPU while building.", _TENSORRT
+    )
+    version_compatible: bool = option(False, "A plan that later versions of TensorRT, and its lean runtime, run.", _TENSORRT)
+    hardware_compatible: bool = option(False, "A plan that every GPU from Ampere on runs, not only the kind it is built for.", _TENSORRT)
+    max_aux_streams: int | None = option(None, "Most streams the engine may use beside the caller's. Default: the library's choice.", _TENSORRT)
+    timing_cache_path: str | None = option(None, "File in which the builder keeps its timings between builds.", _TENSORRT)
+    profiles: tuple[Mapping[str, Any], ...] = option(
+        (),
+        "Optimization profiles: for each, {input name: (min shape, opt shape, max shape)}, within the input's range; the engine is tuned "
+        "for each. Default: one, over the inputs' ranges.",
+        _TENSORRT,
+    )
     debug: bool = option(False, "Log every pass, reject and candidate, as TORCHKILN_LOG=3 does.")
 
     def __post_init__(self) -> None:
@@ -76,7 +107,10 @@ class CompileSettings:
             raise UserError(f"verify_dtype: expected torch.float32 or torch.float64, got {self.verify_dtype}")
         if self.output_dtype is not None and not (isinstance(self.output_dtype, torch.dtype) and self.output_dtype.is_floating_point):
             raise UserError(f"output_dtype: expected a floating dtype, got {self.output_dtype}")
-        for name in ("require_full_compilation", "dryrun", "debug"):
+        for declared in fields(self):
+            name = declared.name
+            if declared.type != "bool":
+                continue
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"{name}: expected True or False, got {getattr(self, name)!r}")
         if self.device is not None:
@@ -84,6 +118,31 @@ class CompileSettings:
                 put("device", torch.device(self.device))
             except RuntimeError as error:
                 raise UserError(f"device: {error}") from None
+        put("target", parse_names(self.target))
+        for name, low, high in (("optimization_level", 0, 5), ("max_aux_streams", 0, 2**31 - 1), ("workspace_size", 0, 2**63 - 1)):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or not low <= value <= high):
+                raise UserError(f"{name}: expected an integer from {low} to {high}, got {value!r}")
+        if self.timing_cache_path is not None:
+            put("timing_cache_path", str(self.timing_cache_path))
+        profiles = [self.profiles] if isinstance(self.profiles, Mapping) else self.profiles
+        if not isinstance(profiles, Iterable) or not all(isinstance(p, Mapping) for p in profiles):
+            raise UserError(f"profiles: expected a list of {{input name: (min, opt, max)}}, got {self.profiles!r}")
+        put("profiles", tuple(dict(p) for p in profiles))
+        if self.backend != "auto":
+            for name in self.unread_by(self.backend):
+                readers = ", ".join(next(f for f in fields(self) if f.name == name).metadata["backends"])
+                raise UserError(f"{name}: backend {self.backend!r} does not read this option ({readers} does): leave it out")
+
+    def unread_by(self, backend: str) -> list[str]:
+        """The options that were set to something else than their default and that ``backend`` does not read."""
+        readers = {f.name: f.metadata["backends"] for f in fields(self)}
+        return [f.name for f in fields(self) if readers[f.name] and backend not in readers[f.name] and getattr(self, f.name) != f.default]
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """What to build for; ``current`` when nothing was said."""
+        return self.target or (CURRENT,)
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], where: str = "torchkiln.compile") -> CompileSettings:
@@ -110,9 +169,9 @@ FOREIGN_OPTIONS: dict[str, str] = {
     "ir": "the way in is chosen from the model's type; use torch.compile(model, backend='torchkiln') for the Dynamo route",
     "truncate_long_and_double": "64-bit types are kept; cast the model or its inputs if you want 32-bit ones",
     "truncate_double": "64-bit types are kept; cast the model or its inputs if you want 32-bit ones",
-    "refit": "build the engine again with the new weights",
+    "refit": "say immutable_weights=False for an engine whose weights can be replaced",
+    "make_refittable": "say immutable_weights=False",
     "calibrator": "quantized engines are not available in this version",
-    "workspace_size": "no backend of this version has a workspace to limit",
     "use_python_runtime": "there is one runtime",
 }
 
@@ -147,4 +206,8 @@ def _json(value: Any) -> Any:
         return sorted(precision_name(v) if isinstance(v, torch.dtype) else v for v in value)
     if isinstance(value, torch.dtype):
         return dtype_name(value)
+    if isinstance(value, (tuple, list)):
+        return [_json(part) for part in value]
+    if isinstance(value, Mapping):
+        return {key: _json(part) for key, part in value.items()}
     return str(value) if isinstance(value, torch.device) else value

@@ -1,6 +1,7 @@
 """The contract every backend keeps. A new backend is one folder with these pieces and one line in registry.py.
 
-backends/NAME/support.py   supports(node, ...) -> Reject | None, availability(...), candidates(...)
+backends/NAME/support.py   supports(node) -> Reject | None, availability(target), candidates(target, settings)
+backends/NAME/examine.py   examine(segment, candidate, settings) -> {node: Reject}   (optional)
 backends/NAME/build.py     build(segment, candidate, settings) -> Artifact
 backends/NAME/runtime.py   load(artifact, device, num_threads) -> Runner     (imports no builder)
 backends/NAME/__init__.py  BACKEND = LazyBackend("NAME", __name__, ...)  (imports its pieces when asked)
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from ..engine.artifact import Artifact
     from ..partition.segment import Segment
     from ..settings import CompileSettings
+    from ..target import Target
 
 #: A loaded segment: called with the segment's input tensors (already checked, on the engine's device), in order; returns
 #: its output tensors in order, fresh (the caller owns them). Safe under concurrent calls from several threads.
@@ -37,11 +39,15 @@ class Reject:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to build: a backend at a compute precision, with the backend's own options (settings the user chose are elsewhere)."""
+    """One way to build: a backend at a compute precision, with the backend's own options (settings the user chose are elsewhere).
+
+    ``targets`` is what it is built for: one target, or several GPUs that are not in this machine and that one build serves.
+    """
 
     backend: str
     precision: torch.dtype
     options: dict[str, Any] = field(default_factory=dict)
+    targets: tuple[Target, ...] = ()
 
     def __str__(self) -> str:
         from ..dtypes import precision_name
@@ -55,17 +61,22 @@ class Backend(Protocol):
 
     name: str
 
-    def availability(self, device: torch.device) -> Reject | None:
-        """None when this backend can build and run for ``device`` here; else why not and what to install. Must be cheap
+    def availability(self, target: Target) -> Reject | None:
+        """None when this backend can build for ``target`` on this machine; else why not and what to install. Must be cheap
         (find_spec, no import of the heavy library) and must not raise."""
         ...
 
-    def candidates(self, device: torch.device, settings: CompileSettings) -> tuple[list[Candidate], list[Reject]]:
-        """The candidates for the enabled precisions, and a Reject for each enabled precision this backend cannot compute in on this machine."""
+    def candidates(self, target: Target, settings: CompileSettings) -> tuple[list[Candidate], list[Reject]]:
+        """The candidates for the enabled precisions, and a Reject for each enabled precision that this backend cannot compute in there."""
         ...
 
     def supports(self, node: Node) -> Reject | None:
         """None when the backend takes this ``call_function`` node of the lowered graph; else why not. Must not raise."""
+        ...
+
+    def examine(self, segment: Segment, candidate: Candidate, settings: CompileSettings) -> dict[Node, Reject]:
+        """The nodes of ``segment.graph_module`` that the library refuses when it sees the segment whole. Asked after partitioning and before
+        build, in a dry run too; the graph is then partitioned again without them."""
         ...
 
     def build(self, segment: Segment, candidate: Candidate, settings: CompileSettings) -> Artifact:

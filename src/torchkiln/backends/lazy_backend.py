@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..engine.artifact import Artifact
     from ..partition.segment import Segment
     from ..settings import CompileSettings
+    from ..target import Target
 
 
 class LazyBackend:
@@ -27,24 +28,30 @@ class LazyBackend:
         name: the backend's name in the registry.
         package: the package that holds its files.
         availability, candidates: the files that hold those two functions.
+        examine: the file that holds that function, for a backend that refuses nodes only when it sees their segment.
     """
 
-    def __init__(self, name: str, package: str, *, availability: str, candidates: str) -> None:
+    def __init__(self, name: str, package: str, *, availability: str, candidates: str, examine: str = "") -> None:
         self.name = name
         self._package = package
         self._files = {"availability": availability, "candidates": candidates, "supports": "support", "build": "build", "load": "runtime"}
+        if examine:
+            self._files["examine"] = examine
 
     def _call(self, function: str, *arguments: Any) -> Any:
         return getattr(import_module(f".{self._files[function]}", self._package), function)(*arguments)
 
-    def availability(self, device: torch.device) -> Reject | None:
-        return self._call("availability", device)
+    def availability(self, target: Target) -> Reject | None:
+        return self._call("availability", target)
 
-    def candidates(self, device: torch.device, settings: CompileSettings) -> tuple[list[Candidate], list[Reject]]:
-        return self._call("candidates", device, settings)
+    def candidates(self, target: Target, settings: CompileSettings) -> tuple[list[Candidate], list[Reject]]:
+        return self._call("candidates", target, settings)
 
     def supports(self, node: Node) -> Reject | None:
         return self._call("supports", node)
+
+    def examine(self, segment: Segment, candidate: Candidate, settings: CompileSettings) -> dict[Node, Reject]:
+        return self._call("examine", segment, candidate, settings) if "examine" in self._files else {}
 
     def build(self, segment: Segment, candidate: Candidate, settings: CompileSettings) -> Artifact:
         return self._call("build", segment, candidate, settings)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from ..inputs import Input
+from ..inputs import Input, Profile, ShapeRange
 from .partition import Part, Partition, tensor_sources, values_needed_later
 from .segment import Segment
 from .support import is_scalar
@@ -25,12 +25,20 @@ class Step:
     nodes: list[Node]
 
 
-def extract(graph_module: GraphModule, partition: Partition, inputs: Sequence[Input], example_inputs: Sequence[torch.Tensor]) -> list[Step]:
+def extract(
+    graph_module: GraphModule,
+    partition: Partition,
+    inputs: Sequence[Input],
+    example_inputs: Sequence[torch.Tensor],
+    profiles: Sequence[Profile] = (),
+) -> list[Step]:
     """Each part as a Step with a Segment of its own, in running order.
 
-    Example inputs of inner segments are found by running the graph in PyTorch on ``example_inputs``.
+    Example inputs of inner segments are found by running the graph in PyTorch on ``example_inputs``; their profiles follow from the program's
+    ``profiles`` (each with the range of every input of the program).
     """
     ranges = symbol_ranges(graph_module, inputs)
+    symbols = [profile_symbols(graph_module, profile) for profile in profiles]
     needed = values_needed_later(partition.parts, graph_module.graph.output_node())
     graphs = [_segment_graph(graph_module, part, outputs) for part, outputs in zip(partition.parts, needed, strict=True)]
     wanted = {n for _, sources in graphs for n in sources}
@@ -43,6 +51,7 @@ def extract(graph_module: GraphModule, partition: Partition, inputs: Sequence[In
             dim_ranges=tuple(_dim_ranges(n.meta["val"], ranges) for n in sources),
             example_inputs=tuple(values[n] for n in sources),
             op_count=part.op_count,
+            profiles=tuple(tuple(_shape_range(n.meta["val"], bounds) for n in sources) for bounds in symbols),
         )
         steps.append(Step(part.backend, segment, sources, outputs, part.nodes))
     return steps
@@ -146,3 +155,43 @@ def _dim_ranges(value: torch.Tensor, ranges: dict[object, object]) -> dict[int, 
             if bounds.lower != bounds.upper:
                 found[d] = (int(bounds.lower), int(bounds.upper))
     return found
+
+
+#: A symbol's least, usual and largest value in one profile.
+Bounds = dict[object, tuple[int, int, int]]
+
+
+def profile_symbols(graph_module: GraphModule, profile: Profile) -> Bounds:
+    """What each symbol of the graph's shapes is in a profile.
+
+    Two dimensions that must agree have one symbol: its range is what all of them allow.
+    """
+    bounds: Bounds = {}
+    placeholders = [n for n in graph_module.graph.nodes if n.op == "placeholder"]
+    for node, shapes in zip(placeholders, profile, strict=True):
+        for d, size in enumerate(node.meta["val"].shape):
+            if isinstance(size, torch.SymInt) and size.node.expr.is_symbol:
+                low, opt, high = shapes.min[d], shapes.opt[d], shapes.max[d]
+                if size.node.expr in bounds:
+                    other = bounds[size.node.expr]
+                    low, high = max(low, other[0]), min(high, other[2])
+                    opt = min(max(other[1], low), high)
+                bounds[size.node.expr] = (low, opt, high)
+    return bounds
+
+
+def _shape_range(value: torch.Tensor, bounds: Bounds) -> ShapeRange:
+    sizes = [_size_bounds(size, bounds) for size in value.shape]
+    low, opt, high = (tuple(size[position] for size in sizes) for position in range(3))
+    return ShapeRange(low, opt, high)
+
+
+def _size_bounds(size: int | torch.SymInt, bounds: Bounds) -> tuple[int, int, int]:
+    from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
+
+    if not isinstance(size, torch.SymInt):
+        return size, size, size
+    expr = size.node.expr
+    found = bound_sympy(expr, {symbol: ValueRanges(low, high) for symbol, (low, _, high) in bounds.items()})
+    opt = int(expr.subs({symbol: opt for symbol, (_, opt, _) in bounds.items()}))
+    return int(found.lower), opt, int(found.upper)

@@ -71,6 +71,7 @@ def narrow_segment(segment: Segment) -> Narrowed:
         dim_ranges=tuple(segment.dim_ranges[i] for i in used),
         example_inputs=tuple(segment.example_inputs[i] for i in used),
         op_count=segment.op_count,
+        profiles=tuple(tuple(profile[i] for i in used) for profile in segment.profiles),
     )
     return Narrowed(narrow, plan, constants)
 

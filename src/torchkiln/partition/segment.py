@@ -8,6 +8,8 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from ..inputs import Profile, ShapeRange
+
 
 @dataclass
 class Segment:
@@ -19,6 +21,8 @@ class Segment:
         dim_ranges: for each input, {dimension: (min, max)} of the dimensions that vary; {} when all are fixed.
         example_inputs: real tensors at the opt shapes on the target device.
         op_count: compute operators in it (not counting sizes, getitem and constants).
+        profiles: the optimization profiles, each with the range of every input; at least one. Default: one over ``dim_ranges``, for the shapes of
+            ``example_inputs``.
     """
 
     name: str
@@ -26,6 +30,11 @@ class Segment:
     dim_ranges: tuple[dict[int, tuple[int, int]], ...]
     example_inputs: tuple[torch.Tensor, ...]
     op_count: int
+    profiles: tuple[Profile, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.profiles:
+            self.profiles = (tuple(map(_whole_range, self.dim_ranges, self.example_inputs)),)
 
     @property
     def is_dynamic(self) -> bool:
@@ -36,3 +45,9 @@ class Segment:
         from .export_segment import export_segment
 
         return export_segment(self)
+
+
+def _whole_range(ranges: dict[int, tuple[int, int]], example: torch.Tensor) -> ShapeRange:
+    shape = tuple(example.shape)
+    low, high = (tuple(ranges[d][end] if d in ranges else size for d, size in enumerate(shape)) for end in (0, 1))
+    return ShapeRange(low, shape, high)

@@ -9,16 +9,19 @@ from importlib.util import find_spec
 
 import torch
 
+from ...target import Target
 from ..contract import Reject
 
 _HOW_TO_GET = {"linux": "apt install g++", "darwin": "xcode-select --install", "win32": "Visual Studio's C++ build tools"}
 
 
-def availability(device: torch.device) -> Reject | None:
+def availability(target: Target) -> Reject | None:
     """None when there is a C++ compiler and, for CUDA, a GPU and Triton. Looks for files; imports and runs nothing."""
-    if device.type not in ("cpu", "cuda"):
-        return Reject("inductor", f"is built for cpu and cuda, not for {device.type}")
-    if device.type == "cuda":
+    if target.device_type not in ("cpu", "cuda"):
+        return Reject("inductor", f"is built for cpu and cuda, not for {target}")
+    if target.device_type == "cuda":
+        if not target.is_here:
+            return Reject("inductor", f"builds for the GPU of the machine it runs on, and {target} is not in this one")
         if torch.version.cuda is None or not torch.cuda.is_available():
             return Reject("inductor", "torch sees no CUDA GPU here: AOTInductor builds for CUDA on a machine with one")
         if find_spec("triton") is None:

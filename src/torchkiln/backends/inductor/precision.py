@@ -6,11 +6,13 @@ import torch
 
 from ...dtypes import PRECISIONS, precision_name
 from ...settings import CompileSettings
+from ...target import Target
 from ..contract import Candidate, Reject
 
 
-def candidates(device: torch.device, settings: CompileSettings) -> tuple[list[Candidate], list[Reject]]:
-    """One candidate for each enabled precision that the device computes in, and a Reject for each other."""
+def candidates(target: Target, settings: CompileSettings) -> tuple[list[Candidate], list[Reject]]:
+    """One candidate for each enabled precision that the target computes in, and a Reject for each other."""
+    device = target.device or torch.device(target.device_type)
     found, rejects = [], []
     for dtype in PRECISIONS.values():
         if dtype not in settings.enabled_precisions:

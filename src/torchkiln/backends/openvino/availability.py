@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-import torch
-
+from ...target import Target
 from ..contract import Reject
 
 
-def availability(device: torch.device) -> Reject | None:
+def availability(target: Target) -> Reject | None:
     """None on the CPU when the package openvino is installed, else the reason."""
-    if device.type != "cpu":
-        return Reject("openvino", f"runs on the CPU only, not on {device}")
+    if target.device_type != "cpu":
+        return Reject("openvino", f"runs on the CPU only, not on {target}")
     if find_spec("openvino") is None:
         return Reject("openvino", "the package openvino is not installed: pip install openvino (it has wheels for Linux, macOS arm64 and Windows)")
     return None

@@ -13,6 +13,7 @@ import torch
 
 from ...dtypes import PRECISIONS, precision_name
 from ...settings import CompileSettings
+from ...target import Target
 from ..contract import Candidate, Reject
 from .library import core, import_openvino
 
@@ -23,7 +24,7 @@ _TORCH_TYPES = {name: dtype for dtype, name in OPENVINO_TYPES.items()}
 _CAPABILITIES = {torch.bfloat16: "BF16", torch.float16: "FP16"}
 
 
-def candidates(device: torch.device, settings: CompileSettings) -> tuple[list[Candidate], list[Reject]]:
+def candidates(target: Target, settings: CompileSettings) -> tuple[list[Candidate], list[Reject]]:
     """One candidate for each enabled precision that this CPU has, and a Reject for each other."""
     found, rejects = [], []
     for dtype in PRECISIONS.values():
