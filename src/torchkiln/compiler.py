@@ -15,7 +15,9 @@ from .backends.contract import Candidate
 from .capture.arguments import Arguments, read_arguments
 from .capture.capture import Model, capture
 from .capture.exported_program import default_arguments
+from .capture.model_device import devices_of, move_model, tensors_of
 from .dtypes import precision_name
+from .engine.contents import EngineContents
 from .engine.engine import Engine
 from .engine.report import Report, SegmentReport
 from .engine.versions import library_versions
@@ -28,6 +30,7 @@ from .progress import progress
 from .race.attempt import Builder, reject_reports
 from .race.race import Race, find_candidates
 from .settings import CompileSettings, op_name
+from .target import TargetGroup, group_targets
 from .verify.reference import Reference
 from .verify.verify import CheckPoint, make_check_points
 
@@ -44,7 +47,8 @@ def compile(model: Model, inputs: Any = None, *, kwarg_inputs: Mapping[str, Any]
             require_full_compilation, dryrun, verify, ...
 
     Returns:
-        The Engine; with ``dryrun=True`` the Report of what would be built.
+        The Engine, built for each target of ``target`` (default: the device the model is on); for GPUs that this machine does not have it can be
+        saved but not called. With ``dryrun=True`` the Report of what would be built.
 
     Raises:
         UnknownOption, UserError: the request is wrong; the message says what to change.
@@ -60,12 +64,32 @@ def compile(model: Model, inputs: Any = None, *, kwarg_inputs: Mapping[str, Any]
 
 
 def _compile(model: Model, inputs: Any, kwarg_inputs: Mapping[str, Any] | None, settings: CompileSettings) -> Engine | Report:
-    device = _device_of(model, settings)
+    groups = group_targets(settings.target_names, _device_of(model, settings))
+    if len(groups) == 1:
+        result = _compile_for(groups[0], model, inputs, kwarg_inputs, settings)
+        return result if isinstance(result, Report) else Engine(result, may_be_absent=True, num_threads=settings.num_threads)
+    if settings.dryrun:
+        raise UserError(f"dryrun: one kind of target at a time, got {', '.join(settings.target_names)}: GPUs that are not here count as one kind")
+    built = []
+    for group in groups:
+        progress(f"target {group.name}", 0, 0)
+        contents = _compile_for(group, model, inputs, kwarg_inputs, settings)
+        assert isinstance(contents, EngineContents)
+        built.append(contents)
+    return Engine(built, may_be_absent=True, num_threads=settings.num_threads)
+
+
+def _compile_for(
+    group: TargetGroup, model: Model, inputs: Any, kwarg_inputs: Mapping[str, Any] | None, settings: CompileSettings
+) -> EngineContents | Report:
+    """Build for one group of targets: those that one engine serves."""
+    device = group.device
+    model = move_model(model, device)
     arguments = _arguments(model, inputs, kwarg_inputs, device, settings)
     precision = _model_precision(model)
     report = Report(
         model=_model_name(model),
-        device=str(device),
+        device=group.name,
         backend=settings.backend,
         precision="",
         enabled_precisions=settings.precision_names,
@@ -80,7 +104,7 @@ def _compile(model: Model, inputs: Any, kwarg_inputs: Mapping[str, Any] | None, 
         if settings.output_dtype is not None:
             convert_output_dtype(program, settings.output_dtype)
     _note_ignored(program, settings, report)
-    candidates = find_candidates(device, settings, report)
+    candidates = find_candidates(group.targets, settings, report)
     if settings.dryrun:
         return _dry_run(program, candidates, settings, device, report)
     with _phase(report, "reference"):
@@ -92,7 +116,8 @@ def _compile(model: Model, inputs: Any, kwarg_inputs: Mapping[str, Any] | None, 
         best = Race(program, settings, device, report, points, precision).run(candidates)
     if not best.parity.verified:
         report.notes.append("not verified: verify=False")
-    return best.engine
+    report.notes += [f"{name}: not read by {report.backend}, the backend that was kept" for name in settings.unread_by(report.backend)]
+    return best.contents
 
 
 def _note_ignored(program: Program, settings: CompileSettings, report: Report) -> None:
@@ -107,7 +132,7 @@ def _note_ignored(program: Program, settings: CompileSettings, report: Report) -
 def _dry_run(program: Program, candidates: list[Candidate], settings: CompileSettings, device: torch.device, report: Report) -> Report:
     """What would be built: the plan of the first candidate that takes most, and every reject."""
     builder = Builder(program, settings, device, report)
-    plans = [(c, builder.plan(c)) for c in candidates]
+    plans = [(c, builder.plan(c)[0]) for c in candidates]
     candidate, plan = max(plans, key=lambda pair: sum(p.op_count for p in pair[1].backend_parts))
     report.backend, report.precision = candidate.backend, precision_name(candidate.precision)
     report.segments = [
@@ -139,32 +164,26 @@ def _read_spec(spec: Mapping[str, Any], kwarg_inputs: Mapping[str, Any] | None, 
     return inputs, kwarg_inputs, {**rest, **options}
 
 
-def _tensors_of(model: Model) -> list[torch.Tensor]:
-    if isinstance(model, ExportedProgram):
-        return [v for v in model.state_dict.values() if isinstance(v, torch.Tensor)]
-    return [*model.parameters(), *model.buffers()] if isinstance(model, torch.nn.Module) else []
-
-
 def _device_of(model: Model, settings: CompileSettings) -> torch.device:
-    """The engine's device: asked for, or the model's. Raises UserError when the model is elsewhere or spread over several devices."""
-    found = sorted({str(t.device) for t in _tensors_of(model)})
+    """The current device: asked for, or the model's. Raises UserError when the model is elsewhere or spread over several devices."""
+    found = devices_of(model)
     if len(found) > 1:
-        raise UserError(f"model: its parameters are on several devices ({', '.join(found)}): move it to one with model.to(device)")
+        raise UserError(f"model: its parameters are on several devices ({', '.join(map(str, found))}): move it to one with model.to(device)")
     asked = torch.device(settings.device) if settings.device is not None else None
     if asked is None:
-        return torch.device(found[0]) if found else torch.device("cpu")
+        return found[0] if found else torch.device("cpu")
     if asked.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device: {asked} was asked for, but this machine has no usable GPU: use device='cpu'")
+        raise UserError(f"device: {asked} was asked for, but this machine has no usable GPU: use device='cpu', or name a target: target='sm_89'")
     if asked.type == "cuda" and asked.index is None:
         asked = torch.device("cuda", torch.cuda.current_device())
-    if found and torch.device(found[0]) != asked:
+    if found and found[0] != asked:
         raise UserError(f"device: {asked} was asked for, but the model is on {found[0]}: call model.to({str(asked)!r}) first")
     return asked
 
 
 def _model_precision(model: Model) -> torch.dtype:
     """The narrowest floating dtype among the model's tensors, if it is a compute precision."""
-    dtypes = [t.dtype for t in _tensors_of(model) if t.dtype in (torch.float16, torch.bfloat16, torch.float32)]
+    dtypes = [t.dtype for t in tensors_of(model) if t.dtype in (torch.float16, torch.bfloat16, torch.float32)]
     return min(dtypes, key=lambda d: d.itemsize, default=torch.float32)
 
 

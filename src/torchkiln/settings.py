@@ -38,8 +38,8 @@ class CompileSettings:
     )
     backend: str = option(
         "auto",
-        "auto (measure every backend that can run here and keep the fastest that passes parity), or one of: openvino, onnxruntime, inductor, tensorrt, "
-        "torch.",
+        "auto (measure every backend that can run here and keep the fastest that passes parity), or one of: "
+        "openvino, onnxruntime, inductor, tensorrt, torch.",
     )
     target: tuple[str, ...] = option(
         (),

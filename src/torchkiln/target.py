@@ -102,3 +102,32 @@ def parse_names(value: str | Target | Iterable[str | Target] | None) -> tuple[st
         for part in str(item).split(","):
             names[canonical_name(part)] = None
     return tuple(names)
+
+
+@dataclass(frozen=True)
+class TargetGroup:
+    """Targets that are built for together: one that is in this machine, or all that are not.
+
+    ``device`` is where the build works: the target's own, or the CPU.
+    """
+
+    targets: tuple[Target, ...]
+    device: torch.device
+
+    @property
+    def name(self) -> str:
+        """For reports: the device, or the names of the GPUs that are not here."""
+        return str(self.device) if self.targets[0].is_here else ", ".join(map(str, self.targets))
+
+
+def group_targets(names: Iterable[str], current: torch.device) -> list[TargetGroup]:
+    """The groups to build, in the order of ``names``; ``current`` is the device the model is on. Raises UserError."""
+    groups: list[TargetGroup] = []
+    absent: list[Target] = []
+    for name in names:
+        target = parse_target(name, current)
+        if target.device is None:
+            absent.append(target)
+        elif all(group.targets[0].name != target.name for group in groups):
+            groups.append(TargetGroup((target,), target.device))
+    return groups + ([TargetGroup(tuple(absent), torch.device("cpu"))] if absent else [])

@@ -15,11 +15,13 @@ from torchkiln.backends.registry import get_backend
 from torchkiln.engine.artifact import Artifact
 from torchkiln.partition.segment import Segment
 from torchkiln.settings import CompileSettings
+from torchkiln.target import Target
 
 from .make_segment import make_segment
 from .models import DYNAMIC, STATIC, Segmentation
 
 CPU = torch.device("cpu")
+CPU_TARGET = Target.of(CPU)
 
 
 def relative_error(outputs: Any, references: Any) -> float:

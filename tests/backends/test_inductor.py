@@ -31,8 +31,10 @@ from torchkiln.inputs import Input
 from torchkiln.lower.decompose import decomposition_table
 from torchkiln.partition.segment import Segment
 from torchkiln.settings import CompileSettings
+from torchkiln.target import Target
 
 CPU = torch.device("cpu")
+CPU_TARGET = Target.of(CPU)
 needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="needs a C++ compiler")
 
 
@@ -157,7 +159,7 @@ def test_weights_are_folded(conv_artifact, tmp_path):
 
 @needs_compiler
 def test_bfloat16(conv_net):
-    candidates, rejects = BACKEND.candidates(CPU, CompileSettings(enabled_precisions=frozenset({torch.bfloat16})))
+    candidates, rejects = BACKEND.candidates(CPU_TARGET, CompileSettings(enabled_precisions=frozenset({torch.bfloat16})))
     if not candidates:
         pytest.skip(rejects[0].reason)
     segment = make_segment(conv_net, (torch.randn(2, 3, 19, 23),))
@@ -400,17 +402,16 @@ def test_supports():
 def test_availability_names_what_is_missing(monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr("torchkiln.backends.inductor.availability.shutil.which", lambda name: None)
-    assert "needs a C++ compiler" in BACKEND.availability(CPU).reason
+    assert "needs a C++ compiler" in BACKEND.availability(CPU_TARGET).reason
     monkeypatch.setattr("torchkiln.backends.inductor.availability.shutil.which", lambda name: "/usr/bin/x" if name == "clang++" else None)
-    assert BACKEND.availability(CPU) is None
-    assert "not for mps" in BACKEND.availability(torch.device("mps")).reason
-    if not torch.cuda.is_available():
-        assert "no CUDA GPU" in BACKEND.availability(torch.device("cuda")).reason
+    assert BACKEND.availability(CPU_TARGET) is None
+    assert "not for mps" in BACKEND.availability(Target("mps")).reason
+    assert "sm_89 is not in this one" in BACKEND.availability(Target("sm_89")).reason
 
 
 def test_candidates_are_the_precisions_the_cpu_has():
     settings = CompileSettings(enabled_precisions=frozenset({torch.float32, torch.bfloat16, torch.float16}))
-    candidates, rejects = BACKEND.candidates(CPU, settings)
+    candidates, rejects = BACKEND.candidates(CPU_TARGET, settings)
     has = {torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported(), torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported()}
     assert {c.precision for c in candidates} == {torch.float32, *(dtype for dtype, supported in has.items() if supported)}
     assert len(candidates) + len(rejects) == 3

@@ -13,8 +13,9 @@ from torchkiln.backends.registry import get_backend
 from torchkiln.engine.artifact import Artifact
 from torchkiln.errors import BuildFailed, CorruptEngineFile, MissingPackage, TargetMismatch
 from torchkiln.settings import CompileSettings
+from torchkiln.target import Target
 
-from .contract_cases import CPU, BackendContract, relative_error
+from .contract_cases import CPU, CPU_TARGET, BackendContract, relative_error
 from .make_segment import make_segment
 from .models import STATIC
 
@@ -39,17 +40,17 @@ class Function(torch.nn.Module):
 
 def test_only_fp32() -> None:
     settings = CompileSettings(enabled_precisions={torch.float32, torch.bfloat16, torch.float16})
-    candidates, refused = ONNXRUNTIME.candidates(CPU, settings)
+    candidates, refused = ONNXRUNTIME.candidates(CPU_TARGET, settings)
     assert candidates == [FP32]
     assert {r.subject for r in refused} == {"bf16", "fp16"}
-    assert ONNXRUNTIME.candidates(CPU, CompileSettings(enabled_precisions={torch.bfloat16}))[0] == []
+    assert ONNXRUNTIME.candidates(CPU_TARGET, CompileSettings(enabled_precisions={torch.bfloat16}))[0] == []
 
 
 def test_availability(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ONNXRUNTIME.availability(CPU) is None
-    assert "CPU only" in ONNXRUNTIME.availability(torch.device("cuda")).reason
+    assert ONNXRUNTIME.availability(CPU_TARGET) is None
+    assert "CPU only" in ONNXRUNTIME.availability(Target("sm_89")).reason
     monkeypatch.setattr("torchkiln.backends.onnxruntime.availability.find_spec", lambda name: None if name == "onnxruntime" else object())
-    assert "pip install torchkiln[onnx]" in ONNXRUNTIME.availability(CPU).reason
+    assert "pip install torchkiln[onnx]" in ONNXRUNTIME.availability(CPU_TARGET).reason
 
 
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

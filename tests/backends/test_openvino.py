@@ -14,8 +14,9 @@ from torchkiln.backends.registry import get_backend
 from torchkiln.engine.artifact import Artifact
 from torchkiln.errors import BuildFailed, CorruptEngineFile, TargetMismatch
 from torchkiln.settings import CompileSettings
+from torchkiln.target import Target
 
-from .contract_cases import CPU, BackendContract, relative_error
+from .contract_cases import CPU, CPU_TARGET, BackendContract, relative_error
 from .make_segment import make_segment
 from .models import STATIC
 
@@ -44,7 +45,7 @@ def rejects(function: Any, *inputs: torch.Tensor) -> dict[str, str]:
 
 def test_precisions_are_real_or_rejected() -> None:
     settings = CompileSettings(enabled_precisions={torch.float32, torch.bfloat16, torch.float16})
-    candidates, refused = OPENVINO.candidates(CPU, settings)
+    candidates, refused = OPENVINO.candidates(CPU_TARGET, settings)
     assert Candidate("openvino", torch.float32) in candidates
     assert len(candidates) + len(refused) == 3
     torch.manual_seed(0)
@@ -64,14 +65,14 @@ def test_precisions_are_real_or_rejected() -> None:
 
 
 def test_one_precision_asked_is_one_candidate() -> None:
-    candidates, refused = OPENVINO.candidates(CPU, CompileSettings(enabled_precisions={torch.float32}))
+    candidates, refused = OPENVINO.candidates(CPU_TARGET, CompileSettings(enabled_precisions={torch.float32}))
     assert candidates == [Candidate("openvino", torch.float32)]
     assert refused == []
 
 
 def test_availability() -> None:
-    assert OPENVINO.availability(CPU) is None
-    reject = OPENVINO.availability(torch.device("cuda"))
+    assert OPENVINO.availability(CPU_TARGET) is None
+    reject = OPENVINO.availability(Target("sm_89"))
     assert reject is not None
     assert "CPU only" in reject.reason
 

@@ -18,9 +18,11 @@ from torchkiln.engine.artifact import Artifact
 from torchkiln.errors import BuildFailed, CorruptEngineFile
 from torchkiln.partition.segment import Segment
 from torchkiln.settings import CompileSettings
+from torchkiln.target import Target
 
 aten = torch.ops.aten
 CPU = torch.device("cpu")
+CPU_TARGET = Target.of(CPU)
 BACKEND = get_backend("torch")
 
 
@@ -40,11 +42,11 @@ def build(module, *examples):
 
 
 def test_one_candidate_for_every_precision():
-    candidates, rejects = BACKEND.candidates(CPU, CompileSettings(enabled_precisions={"fp16", "bf16"}))
+    candidates, rejects = BACKEND.candidates(CPU_TARGET, CompileSettings(enabled_precisions={"fp16", "bf16"}))
     assert [str(c) for c in candidates] == ["torch fp32"]
     assert rejects == []
-    assert BACKEND.availability(CPU) is None
-    assert (BACKEND.availability(torch.device("cuda")) is None) == torch.cuda.is_available()
+    assert BACKEND.availability(CPU_TARGET) is None
+    assert "sm_89 is not in it" in BACKEND.availability(Target("sm_89")).reason
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8])

@@ -19,10 +19,12 @@ def test_it_says_what_the_engine_says(engine_file: Path) -> None:
         (i.name, i.min_shape, i.max_shape) for i in engine.inputs
     ]
     assert facts["outputs"] == list(engine.output_names)
-    assert facts["report"] == engine.report().as_json()
+    (target,) = facts["targets"]
+    assert target["names"] == ["cpu"]
+    assert target["report"] == engine.report().as_json()
     assert facts["size_bytes"] == engine_file.stat().st_size
-    assert [s["backend"] for s in facts["segments"]] == [s.backend for s in engine.contents.segments]
-    assert sum(s["payload_bytes"] + s["tensor_bytes"] for s in facts["segments"]) > 0
+    assert [s["backend"] for s in target["segments"]] == [s.backend for s in engine.contents.segments]
+    assert sum(s["payload_bytes"] + s["tensor_bytes"] for s in target["segments"]) == target["size_bytes"] > 0
     assert facts["native_code"] is False
 
 

@@ -38,8 +38,8 @@ def native(contents, backend="inductor", native_code=True):
 
 def test_round_trip(path):
     contents = tiny_contents()
-    write_engine_file(contents, path)
-    loaded = read_engine_file(path)
+    write_engine_file([contents], path)
+    (loaded,) = read_engine_file(path)
     for name in ("device", "inputs", "args_structure", "outputs_structure", "output_names", "output_slots", "slot_count", "report"):
         assert getattr(loaded, name) == getattr(contents, name), name
     for got, expected in zip(loaded.segments, contents.segments, strict=True):
@@ -58,7 +58,7 @@ def test_round_trip(path):
 
 def test_outputs_are_those_of_the_model(path):
     contents = tiny_contents(seed=5)
-    write_engine_file(contents, path)
+    write_engine_file([contents], path)
     weight, bias = (contents.segments[0].artifact.tensors[k] for k in ("weight", "bias"))
     x, y = torch.randn(7, 19), torch.randn(1, 19)
     got = load(path)(x, y=y)
@@ -70,38 +70,38 @@ def test_outputs_are_those_of_the_model(path):
 
 def test_equal_engines_give_equal_files(tmp_path):
     for name in ("a.kiln", "b.kiln"):
-        write_engine_file(tiny_contents(), tmp_path / name)
+        write_engine_file([tiny_contents()], tmp_path / name)
     write_engine_file(read_engine_file(tmp_path / "a.kiln"), tmp_path / "c.kiln")
     assert (tmp_path / "a.kiln").read_bytes() == (tmp_path / "b.kiln").read_bytes() == (tmp_path / "c.kiln").read_bytes()
 
 
 def test_a_tensor_that_two_segments_read_is_stored_once(path):
     contents = tiny_contents()
-    write_engine_file(contents, path)
+    write_engine_file([contents], path)
     weight = contents.segments[0].artifact.tensors["weight"].numpy().tobytes()
     assert path.read_bytes().count(weight) == 1
-    loaded = read_engine_file(path)
+    (loaded,) = read_engine_file(path)
     assert loaded.segments[0].artifact.tensors["weight"].data_ptr() == loaded.segments[1].artifact.tensors["weight"].data_ptr()
 
 
 def test_members_are_what_other_programs_read(path):
     contents = tiny_contents()
-    write_engine_file(contents, path)
+    write_engine_file([contents], path)
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
     members = members_of(path.read_bytes())
-    tensors = safetensors.torch.load(members["segments/segment_0.safetensors"])
+    tensors = safetensors.torch.load(members["targets/0/segment_0.safetensors"])
     assert torch.equal(tensors["weight"], contents.segments[0].artifact.tensors["weight"])
     manifest = json.loads(members["manifest.json"])
-    assert read_manifest(path)["segments"] == manifest["segments"]
-    assert manifest["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert read_manifest(path)["targets"][0]["segments"] == manifest["targets"][0]["segments"]
+    assert manifest["targets"][0]["built_on"]["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
 
 
 def test_infinity_in_a_report_stays_json(path):
-    write_engine_file(tiny_contents(), path)
+    write_engine_file([tiny_contents()], path)
     text = members_of(path.read_bytes())["manifest.json"].decode()
     assert "Infinity" not in text
-    assert read_engine_file(path).report.candidates[0].relative_error == float("inf")
+    assert read_engine_file(path)[0].report.candidates[0].relative_error == float("inf")
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -143,16 +143,16 @@ def test_errors_name_the_file(path):
 
 def test_a_place_that_cannot_be_written(tmp_path):
     with pytest.raises(UserError, match="absent"):
-        write_engine_file(tiny_contents(), tmp_path / "absent" / "tiny.kiln")
+        write_engine_file([tiny_contents()], tmp_path / "absent" / "tiny.kiln")
     (tmp_path / "directory").mkdir()
     with pytest.raises(UserError, match="cannot write"):
-        write_engine_file(tiny_contents(), tmp_path / "directory")
+        write_engine_file([tiny_contents()], tmp_path / "directory")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["directory"]
 
 
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), CompilerBug("bad metadata")])
 def test_a_failed_write_leaves_the_old_file(path, monkeypatch, failure):
-    write_engine_file(tiny_contents(seed=1), path)
+    write_engine_file([tiny_contents(seed=1)], path)
     before = path.read_bytes()
 
     def fail(tensors, where):
@@ -161,26 +161,26 @@ def test_a_failed_write_leaves_the_old_file(path, monkeypatch, failure):
 
     monkeypatch.setattr(engine_file, "tensor_chunks", fail)
     with pytest.raises(UserError if isinstance(failure, OSError) else type(failure)):
-        write_engine_file(tiny_contents(seed=2), path)
+        write_engine_file([tiny_contents(seed=2)], path)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_readers_see_the_old_file_or_the_new(path):
     files = [tiny_contents(seed) for seed in (1, 2)]
-    write_engine_file(files[0], path)
+    write_engine_file([files[0]], path)
     bytes_of = {contents.segments[0].artifact.tensors["weight"].numpy().tobytes() for contents in files}
     stop = threading.Event()
 
     def write():
         while not stop.is_set():
             for contents in files:
-                write_engine_file(contents, path)
+                write_engine_file([contents], path)
 
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        seen = {read_engine_file(path).segments[0].artifact.tensors["weight"].numpy().tobytes() for _ in range(60)}
+        seen = {read_engine_file(path)[0].segments[0].artifact.tensors["weight"].numpy().tobytes() for _ in range(60)}
     finally:
         stop.set()
         writer.join()
@@ -193,7 +193,7 @@ def test_mode_and_links(path, tmp_path):
     link.symlink_to(path)
     old = os.umask(0o027)
     try:
-        write_engine_file(tiny_contents(), link)
+        write_engine_file([tiny_contents()], link)
     finally:
         os.umask(old)
     assert link.is_symlink()
@@ -202,18 +202,18 @@ def test_mode_and_links(path, tmp_path):
 
 @pytest.mark.parametrize(("backend", "flag"), [("inductor", True), ("inductor", False), ("openvino", True)])
 def test_native_code_needs_trust(path, backend, flag):
-    write_engine_file(native(tiny_contents(), backend, flag), path)
+    write_engine_file([native(tiny_contents(), backend, flag)], path)
     with pytest.raises(UntrustedCode, match=rf"segment_1 \({backend}\).*trusted=True"):
         read_engine_file(path)
-    assert read_engine_file(path, trusted=True).segments[1].backend == backend
-    assert read_manifest(path)["segments"][1]["native_code"] is flag
+    assert read_engine_file(path, trusted=True)[0].segments[1].backend == backend
+    assert read_manifest(path)["targets"][0]["segments"][1]["native_code"] is flag
 
 
 def test_native_code_of_another_machine(path):
-    write_engine_file(native(tiny_contents()), path)
+    write_engine_file([native(tiny_contents())], path)
     members = members_of(path.read_bytes())
     manifest = json.loads(members["manifest.json"])
-    manifest["target"]["machine"] = "riscv128"
+    manifest["targets"][0]["built_on"]["machine"] = "riscv128"
     path.write_bytes(signed(members, manifest))
     with pytest.raises(TargetMismatch, match="riscv128"):
         read_engine_file(path, trusted=True)
@@ -223,7 +223,7 @@ def test_contents_that_do_not_hold_together_are_not_written(path):
     contents = tiny_contents()
     contents.segments = (*contents.segments, EngineSegment("segment_0", "torch", "fp32", (0,), (3,), Artifact(b"")))
     with pytest.raises(CorruptEngineFile, match="twice"):
-        write_engine_file(contents, path)
+        write_engine_file([contents], path)
     assert not path.exists()
 
 
@@ -231,12 +231,12 @@ def test_metadata_that_is_not_json(path):
     contents = tiny_contents()
     contents.segments[0].artifact.metadata["dtype"] = torch.float16
     with pytest.raises(CompilerBug, match="manifest"):
-        write_engine_file(contents, path)
+        write_engine_file([contents], path)
     assert not path.exists()
 
 
 def test_loading_imports_no_compiler(path):
-    write_engine_file(tiny_contents(), path)
+    write_engine_file([tiny_contents()], path)
     code = (
         "import sys, torchkiln.engine.engine as e; e.load(sys.argv[1]);"
         "compiler = ('capture', 'lower', 'partition', 'race', 'verify', 'bench', 'cli', 'compiler');"
@@ -252,7 +252,7 @@ def test_large_weights_are_not_copied(tmp_path):
     contents = tiny_contents()
     contents.segments[0].artifact.tensors["large"] = torch.randn(25_000_000)
     path = tmp_path / "large.kiln"
-    write_engine_file(contents, path)
+    write_engine_file([contents], path)
     code = (
         "import sys, resource, torch; from torchkiln.engine.file import read_engine_file;"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"

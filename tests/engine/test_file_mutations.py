@@ -25,7 +25,7 @@ ODD_VALUES = (None, -1, 2**70, "x", [], {}, True, 1.5, "../../sentinel/evil", [[
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
     path = tmp_path_factory.mktemp("original") / "tiny.kiln"
-    write_engine_file(tiny_contents(), path)
+    write_engine_file([tiny_contents()], path)
     return path.read_bytes(), call(load(path))
 
 
@@ -132,7 +132,7 @@ def test_forged_manifests(original, attempt):
 
 def test_forged_graphs(original, attempt):
     members = members_of(original[0])
-    name = "segments/segment_1.payload"
+    name = "targets/0/segment_1.payload"
     graph = json.loads(members[name])
     rng = random.Random(2)
     paths = [path for path in _paths(graph) if path and path[-1] != "alpha"]
@@ -146,7 +146,7 @@ def test_forged_graphs(original, attempt):
 
 def test_forged_tensors(original, attempt):
     members = members_of(original[0])
-    name = "segments/segment_0.safetensors"
+    name = "targets/0/segment_0.safetensors"
     size = int.from_bytes(members[name][:8], "little")
     header, data = json.loads(members[name][8 : 8 + size]), members[name][8 + size :]
     for path in [path for path in _paths(header) if path]:
@@ -164,7 +164,7 @@ def test_forged_tensors(original, attempt):
 def test_archives_that_no_writer_makes(original, attempt):
     members = members_of(original[0])
     names = list(members)
-    payload = "segments/segment_0.payload"
+    payload = "targets/0/segment_0.payload"
 
     def corrupt(data, what):
         assert isinstance(attempt(data, what), CorruptEngineFile), what
@@ -194,7 +194,7 @@ def test_archives_that_no_writer_makes(original, attempt):
         manifest["members"][evil] = manifest["members"].pop(payload)
         corrupt(signed({(evil if n == payload else n): d for n, d in members.items()}, manifest), f"payload listed as {evil!r}")
         manifest = json.loads(members["manifest.json"])
-        manifest["segments"][0]["name"] = evil
+        manifest["targets"][0]["segments"][0]["name"] = evil
         corrupt(signed(members, manifest), f"segment named {evil!r}")
 
     link = zipfile.ZipInfo(payload)
@@ -243,8 +243,11 @@ def test_meaning(original, attempt):
         edit(manifest)
         return attempt(signed(members, manifest), "meaning")
 
+    def target(edit):
+        return forged(lambda m: edit(m["targets"][0]))
+
     def graph(edit, segment="segment_1"):
-        name = f"segments/{segment}.payload"
+        name = f"targets/0/{segment}.payload"
         value = json.loads(members[name])
         edit(value["nodes"])
         return attempt(signed({**members, name: json.dumps(value).encode()}), "graph")
@@ -253,19 +256,25 @@ def test_meaning(original, attempt):
     assert isinstance(newer, UnsupportedSchema)
     assert "upgrade" in str(newer)
     assert isinstance(forged(lambda m: m.update(schema=0)), CorruptEngineFile)
-    assert isinstance(forged(lambda m: m["target"].update(device="cuda:0")), TargetMismatch)
-    assert isinstance(forged(lambda m: m["target"].update(device="warp")), CorruptEngineFile)
-    assert isinstance(forged(lambda m: m["segments"][0].update(backend="tensorrt")), TargetMismatch)
-    assert isinstance(forged(lambda m: m["segments"][0].update(backend="inductor")), UntrustedCode)
-    assert isinstance(forged(lambda m: m["segments"][0].update(native_code=True)), UntrustedCode)
+    assert isinstance(target(lambda t: t.update(device="cuda:0")), CorruptEngineFile)
+    assert isinstance(target(lambda t: t.update(device="cuda:0", names=["sm_89"])), TargetMismatch)
+    assert isinstance(target(lambda t: t.update(names=[])), CorruptEngineFile)
+    assert isinstance(target(lambda t: t.update(names=["cpu", "sm_89"])), CorruptEngineFile)
+    assert isinstance(forged(lambda m: m["targets"].append(m["targets"][0])), CorruptEngineFile)
+    assert isinstance(forged(lambda m: m.update(targets=[])), CorruptEngineFile)
+    assert isinstance(target(lambda t: t.update(device="warp")), CorruptEngineFile)
+    assert isinstance(target(lambda m: m["segments"][0].update(backend="tensorwarp")), TargetMismatch)
+    assert isinstance(target(lambda m: m["segments"][0].update(backend="inductor")), UntrustedCode)
+    assert isinstance(target(lambda m: m["segments"][0].update(native_code=True)), UntrustedCode)
     for slots in ([9], [-1], [3], [0, 1]):
-        assert isinstance(forged(lambda m, slots=slots: m["segments"][0].update(inputs=slots)), CorruptEngineFile)
-        assert isinstance(forged(lambda m, slots=slots: m["segments"][1].update(outputs=[*slots, 0])), CorruptEngineFile)
-    assert isinstance(forged(lambda m: m["outputs"][0].update(slot=4)), CorruptEngineFile)
-    assert isinstance(forged(lambda m: m["segments"].reverse()), CorruptEngineFile)
-    assert isinstance(forged(lambda m: m["segments"].append(m["segments"][0])), CorruptEngineFile)
-    assert isinstance(forged(lambda m: m["segments"][1]["shared_tensors"].update(weight=["segment_1", "weight"])), CorruptEngineFile)
-    assert isinstance(forged(lambda m: m["segments"][1]["shared_tensors"].update(weight=["segment_0", "absent"])), CorruptEngineFile)
+        assert isinstance(target(lambda m, slots=slots: m["segments"][0].update(inputs=slots)), CorruptEngineFile)
+        assert isinstance(target(lambda m, slots=slots: m["segments"][1].update(outputs=[*slots, 0])), CorruptEngineFile)
+    assert isinstance(target(lambda m: m["outputs"][0].update(slot=4)), CorruptEngineFile)
+    assert isinstance(target(lambda m: m["segments"].reverse()), CorruptEngineFile)
+    assert isinstance(target(lambda m: m["segments"].append(m["segments"][0])), CorruptEngineFile)
+    assert isinstance(target(lambda m: m["segments"][1]["shared_tensors"].update(weight=[0, "segment_1", "weight"])), CorruptEngineFile)
+    assert isinstance(target(lambda m: m["segments"][1]["shared_tensors"].update(weight=[0, "segment_0", "absent"])), CorruptEngineFile)
+    assert isinstance(target(lambda m: m["segments"][1]["shared_tensors"].update(weight=[1, "segment_0", "weight"])), CorruptEngineFile)
 
     assert isinstance(graph(lambda nodes: nodes.reverse()), CorruptEngineFile)
     for target, expected in (
@@ -295,7 +304,7 @@ def test_code_hidden_in_names(original, attempt):
     members = members_of(original[0])
     code = "__import__('pathlib').Path('pwned').touch()"
     for hidden in (f"x, y={code}", f"x):\n    {code}\n    def f(x", code, f"x = {code}"):
-        for name in ("segments/segment_0.payload", "segments/segment_1.payload"):
+        for name in ("targets/0/segment_0.payload", "targets/0/segment_1.payload"):
             graph = json.loads(members[name])
             text = json.dumps(graph)
             for n in graph["nodes"]:
@@ -315,7 +324,7 @@ def test_code_hidden_in_names(original, attempt):
 def test_deep_and_huge_json(original, attempt):
     members = members_of(original[0])
     for text in (b"[" * 200_000, b'{"nodes":' * 50_000, b"1" * 100_000, b"\xff\xfe", b"NaN", b"null", b'{"nodes": []}'):
-        assert isinstance(attempt(signed({**members, "segments/segment_0.payload": text}), "payload"), CorruptEngineFile)
+        assert isinstance(attempt(signed({**members, "targets/0/segment_0.payload": text}), "payload"), CorruptEngineFile)
         digest = hashlib.sha256(text).hexdigest().encode()
         assert isinstance(attempt(zip_of({**members, "manifest.json": text, "manifest.sha256": digest}), "manifest"), CorruptEngineFile)
     manifest = json.loads(members["manifest.json"])
@@ -323,4 +332,4 @@ def test_deep_and_huge_json(original, attempt):
     for _ in range(100):
         deep = {"tuple": [deep]}
     for key in ("args_structure", "outputs_structure"):
-        assert isinstance(attempt(signed(members, {**manifest, key: deep}), key), CorruptEngineFile)
+        assert isinstance(attempt(signed(members, {**manifest, "targets": [{**manifest["targets"][0], key: deep}]}), key), CorruptEngineFile)

@@ -49,6 +49,11 @@ class Candidate:
     options: dict[str, Any] = field(default_factory=dict)
     targets: tuple[Target, ...] = ()
 
+    @property
+    def is_here(self) -> bool:
+        """Whether what is built can run on this machine."""
+        return all(target.is_here for target in self.targets)
+
     def __str__(self) -> str:
         from ..dtypes import precision_name
 

@@ -13,6 +13,7 @@ BACKENDS: dict[str, str] = {
     "openvino": "torchkiln.backends.openvino",
     "onnxruntime": "torchkiln.backends.onnxruntime",
     "inductor": "torchkiln.backends.inductor",
+    "tensorrt": "torchkiln.backends.tensorrt",
     "torch": "torchkiln.backends.torch_fallback",
 }
 

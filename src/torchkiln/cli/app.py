@@ -1,4 +1,4 @@
-"""The command line: ``torchkiln compile``, ``run``, ``bench``, ``inspect``, ``export``, ``doctor``.
+"""The command line: ``torchkiln compile``, ``run``, ``bench``, ``inspect``, ``export``, ``merge``, ``doctor``.
 
 Commands import torch only when they run, so that ``--help`` answers at once.
 """
@@ -19,6 +19,7 @@ from .debug import wants_traceback
 from .doctor import doctor
 from .export import export
 from .inspect import inspect
+from .merge import merge
 from .run import run
 from .settings_options import SettingsCommand
 
@@ -55,6 +56,7 @@ app.command("run")(run)
 app.command("bench")(bench)
 app.command("inspect")(inspect)
 app.command("export")(export)
+app.command("merge")(merge)
 app.command("doctor")(doctor)
 
 

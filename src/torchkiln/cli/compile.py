@@ -58,8 +58,9 @@ def compile_model(
         inputs, kwarg_inputs = choose_inputs(loaded, given)
         options = {d.name: getattr(settings, d.name) for d in declared_options()}
         result = torchkiln.compile(on_device(loaded.model, settings.device), inputs, kwarg_inputs=kwarg_inputs or None, **options)
-        report = result if isinstance(result, Report) else result.report()
-        report.model = loaded.name  # says more than the class's name, and is kept in the file
+        reports = [result] if isinstance(result, Report) else result.reports()
+        for report in reports:
+            report.model = loaded.name  # says more than the class's name, and is kept in the file
         if isinstance(result, Engine) and output is not None:
             result.save(output)
     written: dict[str, Any] = {}
@@ -67,9 +68,12 @@ def compile_model(
         written = {"engine": str(output), "size_bytes": output.stat().st_size}
     print_notes(loaded.notes)
     if as_json:
-        print_json({**written, "model": loaded.name, "notes": loaded.notes, "build_s": report.build_s, "report": report.as_json()})
+        build_s = sum(report.build_s for report in reports)
+        print_json({**written, "model": loaded.name, "notes": loaded.notes, "build_s": build_s, "reports": [report.as_json() for report in reports]})
         return
     console = stdout()
-    console.print(str(report), markup=False, highlight=False, soft_wrap=True)
-    if written:
-        console.print(f"wrote {output} ({size_text(written['size_bytes'])})", markup=False, highlight=False, soft_wrap=True)
+    for report in reports:
+        console.print(str(report), markup=False, highlight=False, soft_wrap=True)
+    if isinstance(result, Engine) and written:
+        held = ", ".join(result.targets)
+        console.print(f"wrote {output} ({size_text(written['size_bytes'])}) for {held}", markup=False, highlight=False, soft_wrap=True)

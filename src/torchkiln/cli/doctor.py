@@ -47,6 +47,11 @@ def _show(machine: dict[str, Any]) -> None:
         backends.add_row(row["name"], row["device"], here, ", ".join(row["precisions"]), Text("\n".join(why)))
     console.print(backends)
 
+    absent = Table("GPU not in this machine", "engines for it are built by", "why not")
+    for row in machine["absent_targets"]:
+        absent.add_row(row["target"], ", ".join(row["backends"]) or Text("none", style="yellow"), Text(row["reason"]))
+    console.print(absent)
+
     missing = sorted({p["extra"] for p in machine["packages"] if p["version"] is None})
     packages = Table("package", "version", "extra")
     for p in machine["packages"]:

@@ -13,7 +13,9 @@ from .debug import Debug
 
 TRUSTED_HELP = "Load native code the file holds. It runs with your rights: only for files whose origin you trust."
 Trusted = Annotated[bool, typer.Option("--trusted", help=TRUSTED_HELP)]
-Device = Annotated[str | None, typer.Option("--device", help="Where to run: cpu, cuda, cuda:1. Default: where it was built for.")]
+Device = Annotated[
+    str | None, typer.Option("--device", help="Where to run: cpu, cuda, cuda:1. Default: the GPU if the engine holds something for it, else the CPU.")
+]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.")]
 
 
@@ -59,6 +61,7 @@ def run(
             {
                 "engine": str(engine),
                 "device": str(ready.device),
+                "target_note": ready.target_note,
                 "inputs": described,
                 "outputs": summary,
                 "iterations": iterations,
@@ -68,7 +71,7 @@ def run(
         )
         return
     print_notes(notes)
-    _show(summary, latency_ms, iterations, str(ready.device))
+    _show(summary, latency_ms, iterations, f"{ready.device} ({ready.target_note})")
 
 
 def _save(path: Path, arrays: dict[str, Any]) -> None:

@@ -14,13 +14,25 @@ if TYPE_CHECKING:
     from ..settings import CompileSettings
 
 #: Settings whose option has another name than the setting.
-RENAMED = {"enabled_precisions": "--precision", "num_threads": "--threads", "verify": "--verify/--no-verify"}
+RENAMED = {
+    "enabled_precisions": "--precision",
+    "num_threads": "--threads",
+    "verify": "--verify/--no-verify",
+    "workspace_size": "--workspace",
+    "immutable_weights": "--immutable-weights/--refittable",
+    "profiles": "--profile",
+}
+#: Settings that are written in another way on the command line, and how.
+_METAVARS = {"workspace_size": "MIB", "profiles": "NAME=MIN:OPT:MAX[,NAME=...]"}
 
 #: How a declaration's type is written on the command line.
 _TYPES: dict[str, Any] = {
     "bool": bool,
     "int": int,
     "int | None": int,
+    "str | None": str,
+    "tuple[str, ...]": list[str],
+    "tuple[Mapping[str, Any], ...]": list[str],
     "str": str,
     "frozenset[str]": list[str],
     "frozenset[torch.dtype]": str,
@@ -48,6 +60,7 @@ def read_settings(values: dict[str, Any]) -> CompileSettings:
     from ..dtypes import parse_dtype
     from ..errors import UserError
     from ..settings import CompileSettings, declared_options
+    from .shapes import parse_profile
 
     options: dict[str, Any] = {}
     try:
@@ -57,6 +70,12 @@ def read_settings(values: dict[str, Any]) -> CompileSettings:
                 continue
             if declared.name == "enabled_precisions":
                 value = comma_list([value])
+            elif declared.name == "workspace_size":
+                value = value * 2**20
+            elif declared.name == "profiles":
+                value = tuple(parse_profile(text) for text in value)
+            elif declared.name == "target":
+                value = tuple(comma_list(value))
             elif str(declared.type).startswith("frozenset"):
                 value = frozenset(comma_list(value))
             elif str(declared.type).startswith("torch.dtype"):
@@ -100,10 +119,10 @@ def _parameter(name: str, kind: Any, default: Any, doc: str) -> inspect.Paramete
         default = "fp32"
     elif isinstance(default, torch.dtype):
         default = dtype_name(default)
-    elif kind is not bool and isinstance(default, frozenset):
+    elif isinstance(default, (frozenset, tuple)):
         default = sorted(default)
     flag = RENAMED.get(name, "--" + name.replace("_", "-"))
     callback = remember_debug if name == "debug" else None
-    option = typer.Option(flag, help=doc, callback=callback, is_eager=callback is not None, rich_help_panel="Settings")
+    option = typer.Option(flag, help=doc, callback=callback, is_eager=callback is not None, metavar=_METAVARS.get(name), rich_help_panel="Settings")
     # "or None" keeps help free of empty defaults.
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])

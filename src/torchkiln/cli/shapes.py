@@ -15,6 +15,23 @@ from ..inputs import Input
 _SPEC = re.compile(r"(?:(?P<name>[A-Za-z_][A-Za-z0-9_.]*):)?(?P<shape>scalar|\d+(?:x\d+)*)(?:@(?P<dtype>\w+))?")
 
 
+_SIZES = r"\d+(?:x\d+)*"
+_PROFILE = re.compile(rf"(?P<name>[A-Za-z_][A-Za-z0-9_.]*)=(?P<min>{_SIZES}):(?P<opt>{_SIZES}):(?P<max>{_SIZES})")
+
+
+def parse_profile(text: str) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """``"x=1x3:4x3:8x3,y=..."`` -> {"x": ((1, 3), (4, 3), (8, 3)), ...}: one optimization profile. Raises UserError."""
+    profile: dict[str, tuple[tuple[int, ...], ...]] = {}
+    for part in text.split(","):
+        match = _PROFILE.fullmatch(part.strip())
+        if match is None:
+            raise UserError(f"profile {part!r}: expected NAME=MIN:OPT:MAX, as x=1x3x224x224:4x3x224x224:8x3x224x224")
+        if match["name"] in profile:
+            raise UserError(f"profile {text!r}: input {match['name']!r} is given twice")
+        profile[match["name"]] = tuple(tuple(int(size) for size in match[bound].split("x")) for bound in ("min", "opt", "max"))
+    return profile
+
+
 @dataclass(frozen=True)
 class ShapeSpec:
     """One shape as written. ``dtype`` is None when it is not given."""

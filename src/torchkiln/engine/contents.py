@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import platform
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 
+from .. import __version__
 from ..backends.registry import BACKENDS
 from ..errors import CorruptEngineFile
 from ..inputs import Input
+from ..target import Target
 from .artifact import Artifact
 from .report import Report
 from .structure import Structure
+from .versions import library_versions
 
 MAX_SLOTS = 1_000_000
 
@@ -22,6 +27,24 @@ MAX_SEGMENTS = 9_000
 
 #: Segment names become member names of the engine file and module names in logs.
 SEGMENT_NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
+
+
+#: "cpu", "sm_89", "sm_80+", or the type of another torch device.
+TARGET_NAME = re.compile(r"sm_[0-9]{2,3}\+?|[a-z]{1,16}")
+
+
+@dataclass(frozen=True)
+class BuiltOn:
+    """The machine an engine was built on: native code runs only on its like."""
+
+    system: str
+    machine: str
+    torchkiln: str
+    versions: dict[str, str]
+
+    @classmethod
+    def here(cls) -> BuiltOn:
+        return cls(platform.system(), platform.machine(), __version__, library_versions())
 
 
 @dataclass
@@ -51,7 +74,9 @@ class EngineContents:
     slots that are already filled and fills slots of its own, and the outputs are read from ``output_slots`` at the end.
 
     Attributes:
-        device: the device it was built for ("cpu", "cuda:0").
+        device: the torch device it was built for ("cpu", "cuda:0", "cuda").
+        targets: what it runs on: ("cpu",), ("sm_90",), or several GPUs that one build serves ("sm_86", "sm_89"). "sm_80+": and every later one.
+        built_on: the system, machine and library versions of the machine it was built on.
         inputs: the flat inputs, in the order of ``args_structure``'s leaves.
         args_structure: structure of ``(args, kwargs)``.
         outputs_structure: structure of what a call returns.
@@ -73,6 +98,8 @@ class EngineContents:
     segments: tuple[EngineSegment, ...]
     report: Report
     equal_dims: EqualDims = ()
+    targets: tuple[str, ...] = ("cpu",)
+    built_on: BuiltOn = field(default_factory=BuiltOn.here)
 
     def check(self) -> None:
         """Raises CorruptEngineFile unless every reference holds: counts agree, slots are in range, filled once and before use,
@@ -81,6 +108,11 @@ class EngineContents:
             torch.device(self.device)
         except RuntimeError:
             raise CorruptEngineFile(f"device: expected a torch device, got {self.device!r}") from None
+        if not self.targets or not all(TARGET_NAME.fullmatch(name) for name in self.targets):
+            raise CorruptEngineFile(f"targets: expected names as 'cpu' or 'sm_89', got {list(self.targets)!r:.200}")
+        kinds = {Target(name).device_type for name in self.targets}
+        if kinds != {torch.device(self.device).type}:
+            raise CorruptEngineFile(f"targets: {', '.join(self.targets)} are not of the device {self.device}")
         _expect("args_structure: leaves", len(self.inputs), self.args_structure.leaf_count)
         _expect("outputs_structure: leaves", len(self.output_slots), self.outputs_structure.leaf_count)
         _expect("output_names", len(self.output_slots), len(self.output_names))
@@ -123,6 +155,19 @@ class EngineContents:
             if slot in filled:
                 raise CorruptEngineFile(f"{where}: fills slot {slot}, which is filled already")
             filled.add(slot)
+
+
+def check_together(held: Sequence[EngineContents]) -> None:
+    """Raises CorruptEngineFile unless the contents have the same call and no target twice."""
+    names = [name for contents in held for name in contents.targets]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise CorruptEngineFile(f"targets: {', '.join(twice)} is there twice")
+    first = held[0]
+    for contents in held[1:]:
+        same = contents.inputs == first.inputs and contents.output_names == first.output_names and contents.equal_dims == first.equal_dims
+        if not same or contents.args_structure != first.args_structure or contents.outputs_structure != first.outputs_structure:
+            raise CorruptEngineFile(f"targets: {', '.join(first.targets)} and {', '.join(contents.targets)} differ in their inputs or outputs")
 
 
 def _expect(where: str, expected: object, got: int) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import TargetMismatch, TorchkilnError, UserError
+from ..errors import TargetMismatch, TorchkilnError
 from ..inputs import Input
+from ..log import SUMMARY, log
 from .call_check import CallCheck
+from .choose_target import Choice, choose_target
 from .contents import EngineContents
 from .report import Report
 from .schedule import Schedule, load_segments
@@ -28,24 +31,59 @@ class Engine:
     gradient.
     """
 
-    def __init__(self, contents: EngineContents, device: torch.device | str | None = None, num_threads: int | None = None) -> None:
-        """Load every segment of ``contents``. ``torchkiln.compile`` and ``torchkiln.load`` are the ways to get one.
+    def __init__(
+        self,
+        contents: EngineContents | Sequence[EngineContents],
+        device: torch.device | str | None = None,
+        num_threads: int | None = None,
+        *,
+        choice: Choice | None = None,
+        runners: Sequence[Runner] | None = None,
+        may_be_absent: bool = False,
+    ) -> None:
+        """Load every segment of the contents that fit this machine best. ``torchkiln.compile`` and ``torchkiln.load`` are the ways to get one.
 
-        Raises TargetMismatch when the engine was built for another kind of device or this machine lacks it.
+        Args:
+            contents: what the engine holds, for one target or more.
+            device: where to run; default: the GPU where the engine holds something for it, else the CPU.
+            num_threads: CPU threads.
+            choice: which of the contents to run, where that is settled.
+            runners: run these in place of the segments' own, on ``device`` (how a build is checked where its target is absent).
+            may_be_absent: an engine that holds nothing for this machine is no error; it can be saved, and calling it raises TargetMismatch.
+
+        Raises TargetMismatch when nothing in it runs here.
         """
-        self._contents = contents
-        self._device = _target_device(contents, device)
+        self._held = (contents,) if isinstance(contents, EngineContents) else tuple(contents)
         self._num_threads = num_threads
-        self._check = CallCheck(contents.inputs, contents.args_structure.leaf_paths(), self._device, contents.equal_dims)
-        self._flatten = contents.args_structure.flatten
-        self._unflatten: Callable[[Flat], Any] = contents.outputs_structure.unflatten
-        self._single_tensor = contents.outputs_structure.leaf_paths() == [""]
-        self._schedule = Schedule(contents, load_segments(contents, self._device, num_threads))
+        self._absent = ""
+        self._reason = ""
+        if runners is not None:
+            self._contents, self._device = self._held[0], torch.device(device or "cpu")
+        else:
+            try:
+                choice = choice or choose_target(self._held, device)
+            except TargetMismatch as error:
+                if not may_be_absent:
+                    raise
+                self._contents, self._device, self._absent = self._held[0], torch.device(self._held[0].device), str(error)
+                return
+            self._contents, self._device, self._reason = choice.contents, choice.device, choice.reason
+            if choice.is_second_best:
+                warnings.warn(f"torchkiln: running on the CPU: {choice.reason}", stacklevel=3)
+            log(SUMMARY, "engine %s: %s %s on %s: %s", *self._summary(), choice.reason)
+        chosen = self._contents
+        self._check = CallCheck(chosen.inputs, chosen.args_structure.leaf_paths(), self._device, chosen.equal_dims)
+        self._flatten = chosen.args_structure.flatten
+        self._unflatten: Callable[[Flat], Any] = chosen.outputs_structure.unflatten
+        self._single_tensor = chosen.outputs_structure.leaf_paths() == [""]
+        self._schedule = Schedule(chosen, load_segments(chosen, self._device, num_threads) if runners is None else runners)
         self._no_graph = self._schedule.capture_blocker() if self._device.type == "cuda" else ""
         self._run = self._choose_run()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model. Raises InputMismatch naming the input, what was expected and what came."""
+        if self._absent:
+            raise TargetMismatch(self._absent)
         flat = self._flatten((args, kwargs))
         outputs = self._run(self._check(flat))
         return outputs[0] if self._single_tensor else self._unflatten(outputs)
@@ -65,8 +103,23 @@ class Engine:
 
     @property
     def contents(self) -> EngineContents:
-        """What the engine is made of, as the file keeps it."""
+        """What runs here is made of, as the file keeps it; the first target's where nothing runs here."""
         return self._contents
+
+    @property
+    def held(self) -> tuple[EngineContents, ...]:
+        """Everything the engine holds, one for each build. After ``torchkiln.load``, only what was loaded."""
+        return self._held
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """What the engine was built for: "cpu", "sm_89", ..."""
+        return tuple(name for contents in self._held for name in contents.targets)
+
+    @property
+    def target_note(self) -> str:
+        """Why these of the held contents run here, or why none can."""
+        return self._absent or self._reason
 
     @property
     def runners(self) -> list[Runner]:
@@ -74,14 +127,21 @@ class Engine:
         return self._schedule.runners
 
     def report(self) -> Report:
-        """What was built: segments, backends, precision, parity with the source model, rejected operators with reasons, times."""
+        """What was built: segments, backends, precision, parity with the source model, rejected operators with reasons, times.
+
+        Of what runs here, where the engine holds several builds; ``reports`` gives all.
+        """
         return self._contents.report
 
+    def reports(self) -> list[Report]:
+        """The report of each build the engine holds."""
+        return [contents.report for contents in self._held]
+
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the engine to one file, atomically: on failure whatever was at ``path`` is still there."""
+        """Write everything the engine holds to one file, atomically: on failure whatever was at ``path`` is still there."""
         from .file import write_engine_file
 
-        write_engine_file(self._contents, path)
+        write_engine_file(self._held, path)
 
     def eval(self) -> Engine:
         """Nothing to do: an engine is always in inference mode. Here so that code written for modules runs."""
@@ -90,11 +150,18 @@ class Engine:
     def __repr__(self) -> str:
         report = self._contents.report
         shapes = ", ".join(repr(i) for i in self.inputs)
-        return f"<torchkiln.Engine {report.model}: {report.backend} {report.precision} on {self._device}, inputs: {shapes}>"
+        where = f"on {self._device}" if not self._absent else f"for {', '.join(self.targets)} (not in this machine)"
+        return f"<torchkiln.Engine {report.model}: {report.backend} {report.precision} {where}, inputs: {shapes}>"
+
+    def _summary(self) -> tuple[str, str, str, torch.device]:
+        report = self._contents.report
+        return report.model, report.backend, report.precision, self._device
 
     @property
     def cuda_graph_note(self) -> str:
         """Why calls on CUDA are not replayed from a CUDA graph; empty when they are, before the first call, and on the CPU."""
+        if self._absent:
+            return ""
         return f"no CUDA graph: {self._no_graph}" if self._no_graph else getattr(self._run, "note", "")
 
     def _choose_run(self) -> Callable[[Flat], Flat]:
@@ -107,11 +174,11 @@ class Engine:
 
 
 def load(path: str | PathLike[str], device: torch.device | str | None = None, num_threads: int | None = None, trusted: bool = False) -> Engine:
-    """Load an engine from a file. The model's source code is not needed.
+    """Load an engine from a file: of the targets it holds, the best that runs here (``engine.target_note`` says why). No source code is needed.
 
     Args:
         path: a file that ``Engine.save`` wrote.
-        device: where to run; default: the kind of device it was built for.
+        device: where to run; default: the GPU where the file holds something for it, else the CPU (with a warning where there is a GPU).
         num_threads: CPU threads; default: torch.get_num_threads().
         trusted: allow segments that hold native code (AOTInductor); such code runs with your rights, so say True only for files whose origin
             you trust.
@@ -121,9 +188,14 @@ def load(path: str | PathLike[str], device: torch.device | str | None = None, nu
     """
     from .file import read_engine_file
 
-    contents = read_engine_file(path, trusted=trusted)
+    choices: list[Choice] = []
+
+    def choose(held: Sequence[EngineContents]) -> list[EngineContents]:
+        choices.append(choose_target(held, device))
+        return [choices[0].contents]
+
     try:
-        return Engine(contents, device, num_threads)
+        return Engine(read_engine_file(path, trusted=trusted, choose=choose), num_threads=num_threads, choice=choices[0])
     except TorchkilnError as error:
         error.add_note(f"while loading {path}") if hasattr(error, "add_note") else None
         raise
@@ -132,25 +204,3 @@ def load(path: str | PathLike[str], device: torch.device | str | None = None, nu
 def save(engine: Engine, path: str | PathLike[str]) -> None:
     """``engine.save(path)``, in the form torch.jit.save and torch_tensorrt.save have."""
     engine.save(path)
-
-
-def _target_device(contents: EngineContents, device: torch.device | str | None) -> torch.device:
-    built = torch.device(contents.device)
-    try:
-        target = torch.device(built.type) if device is None else torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"device: expected a torch device as 'cpu' or 'cuda:0', got {device!r}: {error}") from None
-    if target.type != built.type:
-        raise TargetMismatch(
-            f"engine {contents.report.model}: built for {built.type}, asked to load on {target}: compile the model again with device={str(target)!r}"
-        )
-    if target.type == "cuda":
-        if not torch.cuda.is_available():
-            raise TargetMismatch(
-                f"engine {contents.report.model}: built for cuda, but this machine has no usable GPU: compile the model with device='cpu'"
-            )
-        if target.index is None:
-            target = torch.device("cuda", torch.cuda.current_device())
-        if target.index >= torch.cuda.device_count():
-            raise TargetMismatch(f"engine {contents.report.model}: asked to load on {target}, but this machine has {torch.cuda.device_count()} GPUs")
-    return target

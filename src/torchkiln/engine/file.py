@@ -9,7 +9,7 @@ import hashlib
 import os
 import platform
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from typing import Any
@@ -18,8 +18,8 @@ import torch
 
 from ..errors import CorruptEngineFile, EngineFileError, TargetMismatch, UnsupportedSchema, UntrustedCode, UserError
 from .archive import ArchiveReader, ArchiveWriter, Member, open_archive
-from .contents import EngineContents, EngineSegment
-from .manifest import SCHEMA, SharedTensors, decode_contents, decode_members, decode_shared, encode_manifest, field
+from .contents import BuiltOn, EngineContents, EngineSegment, check_together
+from .manifest import SCHEMA, SharedTensors, decode_manifest, decode_members, decode_shared, encode_manifest, field
 from .safetensors_member import parse_tensors, tensor_bytes, tensor_chunks
 from .strict_json import dump_json, load_json
 
@@ -30,23 +30,28 @@ MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 #: Backends whose payload is data that a library interprets. A segment of any other holds machine code, whatever its manifest says.
 DATA_BACKENDS = frozenset({"torch", "openvino", "onnxruntime"})
 
+#: Backends whose machine code is the GPU's alone: the system and processor that built it do not matter.
+GPU_CODE_BACKENDS = frozenset({"tensorrt"})
+
 #: Smaller tensors are not worth comparing with others.
 _MIN_SHARED_BYTES = 1024
 
 
-def write_engine_file(contents: EngineContents, path: str | PathLike[str]) -> None:
-    """Write an engine to one file, atomically: a reader sees the old file or the new one, and a failure leaves the old one.
+def write_engine_file(held: Sequence[EngineContents], path: str | PathLike[str]) -> None:
+    """Write an engine, for one target or more, to one file, atomically: a reader sees the old file or the new one, and a failure leaves the old one.
 
-    Raises UserError when the place cannot be written, CorruptEngineFile when ``contents`` do not hold together.
+    Raises UserError when the place cannot be written, CorruptEngineFile when the contents do not hold together.
     """
-    contents.check()
+    for contents in held:
+        contents.check()
+    check_together(held)
     final = os.path.realpath(path)
     temporary = os.path.join(os.path.dirname(final), f".{os.path.basename(final)}.{secrets.token_hex(6)}.tmp")
     try:
         try:
             with open(temporary, "xb+") as file:
                 with ArchiveWriter(file) as archive:
-                    _write(contents, archive)
+                    _write(held, archive)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, final)
@@ -59,12 +64,18 @@ def write_engine_file(contents: EngineContents, path: str | PathLike[str]) -> No
     _sync_directory(os.path.dirname(final))
 
 
-def read_engine_file(path: str | PathLike[str], trusted: bool = False) -> EngineContents:
-    """Read an engine. Nothing of it runs yet; every member has matched its digest, and every reference has been checked.
+def read_engine_file(
+    path: str | PathLike[str],
+    trusted: bool = False,
+    choose: Callable[[Sequence[EngineContents]], Sequence[EngineContents]] | None = None,
+) -> tuple[EngineContents, ...]:
+    """Read an engine: an EngineContents for each target. Nothing of it runs yet; every member that is read has matched its digest, and every
+    reference has been checked.
 
     Args:
         path: a file that ``write_engine_file`` wrote.
         trusted: accept segments that hold machine code. It would run with the caller's rights when they are loaded.
+        choose: of what the file holds (without payloads yet), what to read; default: all.
 
     Raises:
         UserError: no readable file at ``path``.
@@ -76,15 +87,26 @@ def read_engine_file(path: str | PathLike[str], trusted: bool = False) -> Engine
     with _naming(path), open_archive(os.fspath(path)) as archive:
         manifest = _read_manifest(archive)
         members = _check_members(archive, manifest)
-        contents = decode_contents(manifest)
+        held = decode_manifest(manifest)
         shared = decode_shared(manifest)
-        expected = {member for segment in contents.segments for member in (payload_member(segment.name), tensors_member(segment.name))}
+        expected = {
+            member(index, segment.name)
+            for index, contents in enumerate(held)
+            for segment in contents.segments
+            for member in (payload_member, tensors_member)
+        }
         if expected != members.keys():
             raise CorruptEngineFile(f"members: expected a payload and tensors for each segment, got {sorted(expected ^ members.keys())[:5]} besides")
-        for segment in contents.segments:
-            _check_native_code(segment, manifest, trusted)
-        _read_artifacts(archive, contents, members, shared)
-    return contents
+        chosen = held if choose is None else choose(held)
+        for contents in chosen:
+            for segment in contents.segments:
+                _check_native_code(segment, contents.built_on, trusted)
+        reader = _ArtifactReader(archive, members, shared)
+        for index, contents in enumerate(held):
+            if any(contents is wanted for wanted in chosen):
+                for segment in contents.segments:
+                    reader.fill(index, segment)
+    return tuple(chosen)
 
 
 def read_manifest(path: str | PathLike[str]) -> dict[str, Any]:
@@ -98,14 +120,14 @@ def read_manifest(path: str | PathLike[str]) -> dict[str, Any]:
         return manifest
 
 
-def payload_member(segment: str) -> str:
-    """Name of the member that holds a segment's payload."""
-    return f"segments/{segment}.payload"
+def payload_member(target: int, segment: str) -> str:
+    """Name of the member that holds the payload of a segment of the target of that index."""
+    return f"targets/{target}/{segment}.payload"
 
 
-def tensors_member(segment: str) -> str:
-    """Name of the member that holds a segment's tensors."""
-    return f"segments/{segment}.safetensors"
+def tensors_member(target: int, segment: str) -> str:
+    """Name of the member that holds that segment's tensors."""
+    return f"targets/{target}/{segment}.safetensors"
 
 
 @contextmanager
@@ -117,36 +139,42 @@ def _naming(path: str | PathLike[str]) -> Iterator[None]:
         raise type(error)(f"{os.fspath(path)}: {error}") from error
 
 
-def _write(contents: EngineContents, archive: ArchiveWriter) -> None:
-    shared = _find_shared(contents)
+def _write(held: Sequence[EngineContents], archive: ArchiveWriter) -> None:
+    shared = _find_shared(held)
     members: dict[str, Member] = {}
-    for segment in contents.segments:
-        own = {name: tensor for name, tensor in segment.artifact.tensors.items() if name not in shared[segment.name]}
-        members[payload_member(segment.name)] = archive.add(payload_member(segment.name), [segment.artifact.payload])
-        members[tensors_member(segment.name)] = archive.add(tensors_member(segment.name), tensor_chunks(own, f"segment {segment.name}"))
-    manifest = dump_json(encode_manifest(contents, members, shared), "manifest")
+    for index, contents in enumerate(held):
+        for segment in contents.segments:
+            own = {name: tensor for name, tensor in segment.artifact.tensors.items() if name not in shared[index][segment.name]}
+            name = payload_member(index, segment.name)
+            members[name] = archive.add(name, [segment.artifact.payload])
+            name = tensors_member(index, segment.name)
+            members[name] = archive.add(name, tensor_chunks(own, f"segment {segment.name}"))
+    manifest = dump_json(encode_manifest(held, members, shared), "manifest")
     archive.add(MANIFEST, [manifest])
     archive.add(MANIFEST_DIGEST, [hashlib.sha256(manifest).hexdigest().encode("ascii")])
 
 
-def _find_shared(contents: EngineContents) -> SharedTensors:
-    """The tensors whose bytes a segment before has already: weights that two segments read are stored once."""
-    shared: SharedTensors = {segment.name: {} for segment in contents.segments}
-    seen: dict[Any, list[tuple[str, str, torch.Tensor]]] = {}
-    for segment in contents.segments:
-        mine = []
-        for name, tensor in segment.artifact.tensors.items():
-            if tensor.numel() * tensor.element_size() < _MIN_SHARED_BYTES:
-                continue
-            like = (tensor.dtype, tuple(tensor.shape))
-            for source, source_name, other in seen.get(like, ()):
-                if other.data_ptr() == tensor.data_ptr() or torch.equal(tensor_bytes(other), tensor_bytes(tensor)):
-                    shared[segment.name][name] = (source, source_name)
-                    break
-            else:
-                mine.append((like, (segment.name, name, tensor)))
-        for like, entry in mine:
-            seen.setdefault(like, []).append(entry)
+def _find_shared(held: Sequence[EngineContents]) -> list[SharedTensors]:
+    """The tensors whose bytes a segment before has already, in this target or another: they are stored once."""
+    shared: list[SharedTensors] = []
+    seen: dict[Any, list[tuple[tuple[int, str, str], torch.Tensor]]] = {}
+    for index, contents in enumerate(held):
+        found: SharedTensors = {segment.name: {} for segment in contents.segments}
+        for segment in contents.segments:
+            mine = []
+            for name, tensor in segment.artifact.tensors.items():
+                if tensor.numel() * tensor.element_size() < _MIN_SHARED_BYTES:
+                    continue
+                like = (tensor.dtype, tuple(tensor.shape))
+                for source, other in seen.get(like, ()):
+                    if other.data_ptr() == tensor.data_ptr() or torch.equal(tensor_bytes(other), tensor_bytes(tensor)):
+                        found[segment.name][name] = source
+                        break
+                else:
+                    mine.append((like, ((index, segment.name, name), tensor)))
+            for like, entry in mine:
+                seen.setdefault(like, []).append(entry)
+        shared.append(found)
     return shared
 
 
@@ -178,7 +206,7 @@ def _check_members(archive: ArchiveReader, manifest: dict[str, Any]) -> dict[str
     return members
 
 
-def _check_native_code(segment: EngineSegment, manifest: dict[str, Any], trusted: bool) -> None:
+def _check_native_code(segment: EngineSegment, built_on: BuiltOn, trusted: bool) -> None:
     if segment.backend in DATA_BACKENDS and not segment.artifact.native_code:
         return
     if not trusted:
@@ -186,8 +214,9 @@ def _check_native_code(segment: EngineSegment, manifest: dict[str, Any], trusted
             f"segment {segment.name} ({segment.backend}) holds machine code that loading would run with your rights: "
             "load with trusted=True only if you know where the file comes from"
         )
-    target = manifest["target"]
-    built, here = (field(target, "system", str, "target"), field(target, "machine", str, "target")), (platform.system(), platform.machine())
+    if segment.backend in GPU_CODE_BACKENDS:
+        return
+    built, here = (built_on.system, built_on.machine), (platform.system(), platform.machine())
     if built != here:
         raise TargetMismatch(
             f"segment {segment.name} ({segment.backend}) holds machine code for {' '.join(built)}, this machine is {' '.join(here)}: "
@@ -195,24 +224,37 @@ def _check_native_code(segment: EngineSegment, manifest: dict[str, Any], trusted
         )
 
 
-def _read_artifacts(archive: ArchiveReader, contents: EngineContents, members: dict[str, Member], shared: SharedTensors) -> None:
-    """Fill in each segment's payload and tensors, compared with their digests."""
-    loaded: dict[str, dict[str, torch.Tensor]] = {}
-    for segment in contents.segments:
-        name = payload_member(segment.name)
-        segment.artifact.payload = archive.read(name)
-        _check_digest(name, segment.artifact.payload, members[name])
-        name = tensors_member(segment.name)
-        buffer = archive.read_tensor(name)
-        _check_digest(name, buffer.numpy().data, members[name])
-        tensors = parse_tensors(buffer, name)
-        for key, (source, source_key) in shared[segment.name].items():
-            if key in tensors or source_key not in loaded[source]:
+class _ArtifactReader:
+    """Fills in segments' payloads and tensors, compared with their digests; a member is read once."""
+
+    def __init__(self, archive: ArchiveReader, members: dict[str, Member], shared: Sequence[SharedTensors]) -> None:
+        self._archive = archive
+        self._members = members
+        self._shared = shared
+        self._tensors: dict[tuple[int, str], dict[str, torch.Tensor]] = {}
+
+    def fill(self, target: int, segment: EngineSegment) -> None:
+        name = payload_member(target, segment.name)
+        segment.artifact.payload = self._archive.read(name)
+        _check_digest(name, segment.artifact.payload, self._members[name])
+        tensors = dict(self._own(target, segment.name))
+        for key, (source_target, source, source_key) in self._shared[target][segment.name].items():
+            stored = self._own(source_target, source)
+            if key in tensors or source_key not in stored:
                 raise CorruptEngineFile(
                     f"segment {segment.name}: shared tensor {key!r:.100}: {source} has no tensor {source_key!r:.100}, or it is stored twice"
                 )
-            tensors[key] = loaded[source][source_key]
-        loaded[segment.name] = segment.artifact.tensors = tensors
+            tensors[key] = stored[source_key]
+        segment.artifact.tensors = tensors
+
+    def _own(self, target: int, segment: str) -> dict[str, torch.Tensor]:
+        """The tensors that are stored with a segment."""
+        if (target, segment) not in self._tensors:
+            name = tensors_member(target, segment)
+            buffer = self._archive.read_tensor(name)
+            _check_digest(name, buffer.numpy().data, self._members[name])
+            self._tensors[target, segment] = parse_tensors(buffer, name)
+        return self._tensors[target, segment]
 
 
 def _check_digest(name: str, data: bytes | memoryview, member: Member) -> None:

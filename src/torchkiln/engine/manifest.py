@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+from collections.abc import Sequence
 from typing import Any
 
 from .. import __version__
@@ -12,25 +12,33 @@ from ..errors import CorruptEngineFile, TargetMismatch, UserError
 from ..inputs import Input
 from .archive import Member
 from .artifact import Artifact
-from .contents import SEGMENT_NAME, EngineContents, EngineSegment, EqualDims
+from .contents import SEGMENT_NAME, BuiltOn, EngineContents, EngineSegment, EqualDims, check_together
 from .report import Report
 from .structure import Structure
-from .versions import library_versions
 
 #: Version of the file's layout. A reader refuses a larger number, and knows how to read every smaller one.
 SCHEMA = 1
 
-#: segment name -> {tensor: (segment, tensor) that holds the same bytes}
-SharedTensors = dict[str, dict[str, tuple[str, str]]]
+#: Of one target: segment name -> {tensor: (target index, segment, tensor) that holds the same bytes, in it or in a target before it}
+SharedTensors = dict[str, dict[str, tuple[int, str, str]]]
 
 
-def encode_manifest(contents: EngineContents, members: dict[str, Member], shared: SharedTensors) -> dict[str, Any]:
+def encode_manifest(held: Sequence[EngineContents], members: dict[str, Member], shared: Sequence[SharedTensors]) -> dict[str, Any]:
     """The manifest of an engine whose payloads and tensors are in ``members``."""
     return {
         "schema": SCHEMA,
         "torchkiln": __version__,
-        "versions": library_versions(),
-        "target": {"device": contents.device, "system": platform.system(), "machine": platform.machine()},
+        "targets": [_encode_contents(contents, tensors) for contents, tensors in zip(held, shared, strict=True)],
+        "members": {name: {"size": member.size, "sha256": member.sha256} for name, member in members.items()},
+    }
+
+
+def _encode_contents(contents: EngineContents, shared: SharedTensors) -> dict[str, Any]:
+    built_on = contents.built_on
+    return {
+        "names": list(contents.targets),
+        "device": contents.device,
+        "built_on": {"system": built_on.system, "machine": built_on.machine, "torchkiln": built_on.torchkiln, "versions": built_on.versions},
         "inputs": [_encode_input(spec) for spec in contents.inputs],
         "args_structure": contents.args_structure.as_json(),
         "outputs": [{"name": name, "slot": slot} for name, slot in zip(contents.output_names, contents.output_slots, strict=True)],
@@ -51,30 +59,51 @@ def encode_manifest(contents: EngineContents, members: dict[str, Member], shared
             for segment in contents.segments
         ],
         "report": contents.report.as_json(),
-        "members": {name: {"size": member.size, "sha256": member.sha256} for name, member in members.items()},
     }
 
 
-def decode_contents(manifest: dict[str, Any]) -> EngineContents:
-    """The engine a manifest describes, checked, with artifacts that have no payload and no tensors yet.
+def decode_manifest(manifest: dict[str, Any]) -> list[EngineContents]:
+    """What a manifest describes, checked, one EngineContents for each target, with artifacts that have no payload and no tensors yet.
 
     Raises CorruptEngineFile naming the field, and TargetMismatch for a backend this version does not have.
     """
-    outputs = [field(output, "name", str, f"outputs[{i}]") for i, output in enumerate(field(manifest, "outputs", list))]
+    targets = field(manifest, "targets", list)
+    if not targets:
+        raise CorruptEngineFile("manifest: targets: expected at least one, got none")
+    held = [_decode_contents(data, f"targets[{index}]") for index, data in enumerate(targets)]
+    check_together(held)
+    return held
+
+
+def _decode_contents(data: Any, where: str) -> EngineContents:
+    outputs = [field(output, "name", str, f"{where}: outputs[{i}]") for i, output in enumerate(field(data, "outputs", list, where))]
+    names = field(data, "names", list, where)
+    if not all(type(name) is str for name in names):
+        raise CorruptEngineFile(f"{where}: names: expected strings, got {names!r:.200}")
     contents = EngineContents(
-        device=field(field(manifest, "target", dict), "device", str, "target"),
-        inputs=tuple(_decode_input(spec, f"inputs[{i}]") for i, spec in enumerate(field(manifest, "inputs", list))),
-        args_structure=Structure.from_json(field(manifest, "args_structure", dict)),
-        outputs_structure=Structure.from_json(field(manifest, "outputs_structure", dict)),
+        device=field(data, "device", str, where),
+        inputs=tuple(_decode_input(spec, f"{where}: inputs[{i}]") for i, spec in enumerate(field(data, "inputs", list, where))),
+        args_structure=Structure.from_json(field(data, "args_structure", dict, where)),
+        outputs_structure=Structure.from_json(field(data, "outputs_structure", dict, where)),
         output_names=tuple(outputs),
-        output_slots=tuple(field(output, "slot", int, f"outputs[{i}]") for i, output in enumerate(manifest["outputs"])),
-        slot_count=field(manifest, "slot_count", int),
-        segments=tuple(_decode_segment(segment, f"segments[{i}]") for i, segment in enumerate(field(manifest, "segments", list))),
-        report=Report.from_json(field(manifest, "report", dict)),
-        equal_dims=_decode_equal_dims(manifest.get("equal_dims", [])),
+        output_slots=tuple(field(output, "slot", int, f"{where}: outputs[{i}]") for i, output in enumerate(data["outputs"])),
+        slot_count=field(data, "slot_count", int, where),
+        segments=tuple(_decode_segment(segment, f"{where}: segments[{i}]") for i, segment in enumerate(field(data, "segments", list, where))),
+        report=Report.from_json(field(data, "report", dict, where)),
+        equal_dims=_decode_equal_dims(data.get("equal_dims", [])),
+        targets=tuple(names),
+        built_on=_decode_built_on(field(data, "built_on", dict, where), f"{where}: built_on"),
     )
     contents.check()
     return contents
+
+
+def _decode_built_on(data: dict[str, Any], where: str) -> BuiltOn:
+    versions = field(data, "versions", dict, where)
+    if not all(type(value) is str for value in versions.values()):
+        raise CorruptEngineFile(f"{where}: versions: expected strings, got {versions!r:.200}")
+    system, machine, torchkiln = (field(data, name, str, where) for name in ("system", "machine", "torchkiln"))
+    return BuiltOn(system, machine, torchkiln, versions)
 
 
 def decode_members(manifest: dict[str, Any]) -> dict[str, Member]:
@@ -83,16 +112,22 @@ def decode_members(manifest: dict[str, Any]) -> dict[str, Member]:
     return {name: Member(field(m, "size", int, f"members[{name!r}]"), field(m, "sha256", str, f"members[{name!r}]")) for name, m in members.items()}
 
 
-def decode_shared(manifest: dict[str, Any]) -> SharedTensors:
-    """Which tensors a segment shares with one before it. Raises CorruptEngineFile."""
-    shared: SharedTensors = {}
-    for segment in field(manifest, "segments", list):
-        pairs = field(segment, "shared_tensors", dict, "segment")
-        for name, source in pairs.items():
-            if not isinstance(source, list) or len(source) != 2 or not all(isinstance(part, str) for part in source) or source[0] not in shared:
-                raise CorruptEngineFile(f"segment {segment['name']}: shared tensor {name!r:.100}: expected [earlier segment, tensor]")
-        shared[segment["name"]] = {name: (source[0], source[1]) for name, source in pairs.items()}
-    return shared
+def decode_shared(manifest: dict[str, Any]) -> list[SharedTensors]:
+    """Which tensors each target's segments share with one before. Raises CorruptEngineFile."""
+    found: list[SharedTensors] = []
+    seen: set[tuple[int, str]] = set()
+    for index, target in enumerate(field(manifest, "targets", list)):
+        shared: SharedTensors = {}
+        for segment in field(target, "segments", list, f"targets[{index}]"):
+            pairs = field(segment, "shared_tensors", dict, "segment")
+            for name, source in pairs.items():
+                is_triple = isinstance(source, list) and [type(part) for part in source] == [int, str, str]
+                if not is_triple or (source[0], source[1]) not in seen:
+                    raise CorruptEngineFile(f"segment {segment['name']}: shared tensor {name!r:.100}: expected [target, earlier segment, tensor]")
+            shared[segment["name"]] = {name: (source[0], source[1], source[2]) for name, source in pairs.items()}
+            seen.add((index, segment["name"]))
+        found.append(shared)
+    return found
 
 
 def field(data: Any, name: str, kind: type, where: str = "manifest") -> Any:

@@ -13,12 +13,13 @@ from ..engine.contents import EngineContents, EngineSegment
 from ..engine.report import Report
 from ..partition.extract import Step
 from ..program import Program
+from ..target import Target
 
 
 def assemble(
-    program: Program, steps: Sequence[Step], built: Sequence[tuple[torch.dtype, Artifact]], device: torch.device, report: Report
+    program: Program, steps: Sequence[Step], built: Sequence[tuple[torch.dtype, Artifact]], targets: Sequence[Target], report: Report
 ) -> EngineContents:
-    """Number the values that pass between segments and put the engine together."""
+    """Number the values that pass between segments and put the engine together, for ``targets`` (of one kind of device)."""
     graph = program.graph_module.graph
     slots: dict[Node, int] = {node: i for i, node in enumerate(n for n in graph.nodes if n.op == "placeholder")}
     segments = []
@@ -36,7 +37,7 @@ def assemble(
             )
         )
     contents = EngineContents(
-        device=str(device),
+        device=str(targets[0].device or targets[0].device_type),
         inputs=program.inputs,
         args_structure=program.args_structure,
         outputs_structure=program.outputs_structure,
@@ -46,6 +47,15 @@ def assemble(
         segments=tuple(segments),
         report=report,
         equal_dims=program.equal_dims,
+        targets=_target_names(targets, [artifact for _, artifact in built]),
     )
     contents.check()
     return contents
+
+
+def _target_names(targets: Sequence[Target], artifacts: Sequence[Artifact]) -> tuple[str, ...]:
+    """What the engine runs on: what it was built for, unless a backend says that its artifact runs on more."""
+    for artifact in artifacts:
+        if "targets" in artifact.metadata:
+            return tuple(artifact.metadata["targets"])
+    return tuple(target.name for target in targets)

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import Node
 
-from ..backends.contract import Candidate, Reject
+from ..backends.contract import Candidate, Reject, Runner
 from ..backends.registry import get_backend
 from ..dtypes import precision_name
 from ..engine.artifact import Artifact
-from ..engine.contents import EngineContents
+from ..engine.contents import EngineContents, EngineSegment
 from ..engine.engine import Engine
 from ..engine.report import ParityReport, RejectReport, Report, SegmentReport
-from ..errors import BuildFailed
+from ..errors import BuildFailed, CompilerBug
+from ..inputs import resolve_profiles
 from ..log import REJECTS, STEPS, log
 from ..partition.extract import Step, extract
 from ..partition.partition import TORCH, Partition, partition
@@ -54,20 +55,45 @@ class NothingToBuild(Exception):
 
 
 class Builder:
-    """Builds candidates of one program."""
+    """Builds candidates of one program.
+
+    ``device`` is where the program's tensors are and builds are run: the target's device, or the CPU for targets that this machine lacks.
+    """
 
     def __init__(self, program: Program, settings: CompileSettings, device: torch.device, report: Report) -> None:
         self._program = program
         self._settings = settings
         self._device = device
         self._report = report
+        self._profiles = resolve_profiles(settings.profiles, program.inputs)
 
     def for_program(self, program: Program) -> Builder:
         """The same builder for another program (one with more outputs, to find a fault)."""
         return Builder(program, self._settings, self._device, self._report)
 
-    def plan(self, candidate: Candidate, demoted: dict[Node, Reject] | None = None) -> Partition:
-        return partition(self._program.graph_module, get_backend(candidate.backend), self._settings, demoted)
+    def plan(self, candidate: Candidate, demoted: dict[Node, Reject] | None = None) -> tuple[Partition, list[Step]]:
+        """The partition, and its parts as segments that the backend has seen whole and refuses nothing of."""
+        backend = get_backend(candidate.backend)
+        refused = dict(demoted or {})
+        while True:
+            plan = partition(self._program.graph_module, backend, self._settings, refused)
+            steps = extract(self._program.graph_module, plan, self._program.inputs, self._program.example_inputs, self._profiles)
+            found = self._examine(steps, candidate)
+            if not found:
+                return plan, steps
+            refused |= found
+
+    def _examine(self, steps: list[Step], candidate: Candidate) -> dict[Node, Reject]:
+        """What the backend refuses of its segments, as nodes of the program's graph."""
+        found: dict[Node, Reject] = {}
+        for step in steps:
+            if step.backend == TORCH:
+                continue
+            by_name = {node.name: node for node in step.nodes}
+            for node, reject in get_backend(step.backend).examine(step.segment, candidate, self._settings).items():
+                found[by_name[node.name]] = reject
+                log(REJECTS, "%s: %s: %s: %s", candidate, step.segment.name, node.name, reject.reason)
+        return found
 
     def build(self, candidate: Candidate, *, demote_slow: bool) -> Attempt:
         """Build ``candidate``. Raises BuildFailed, NothingToBuild, and UserError where full compilation is required and impossible."""
@@ -75,30 +101,42 @@ class Builder:
         built: dict[frozenset[Node], tuple[torch.dtype, Artifact]] = {}
         demoted: dict[Node, Reject] = {}
         while True:
-            plan = self.plan(candidate, demoted)
+            plan, steps = self.plan(candidate, demoted)
             if candidate.backend != TORCH and not plan.backend_parts:
                 raise NothingToBuild(plan.rejects)
             if candidate.backend != TORCH and self._settings.require_full_compilation and any(p.backend == TORCH for p in plan.parts):
                 raise NothingToBuild(plan.rejects)
-            steps = extract(self._program.graph_module, plan, self._program.inputs, self._program.example_inputs)
             artifacts = [self._build_step(step, candidate, built) for step in steps]
-            contents = assemble(self._program, steps, artifacts, self._device, self._report)
-            engine = Engine(contents, self._device, self._settings.num_threads)
+            contents = assemble(self._program, steps, artifacts, candidate.targets, self._report)
+            engine = self._load(contents, candidate)
             reports = [
                 SegmentReport(step.segment.name, step.backend, precision_name(precision), step.segment.op_count)
                 for step, (precision, _) in zip(steps, artifacts, strict=True)
             ]
-            slow = self._slow_steps(steps, engine, reports) if len(steps) > 1 else {}
+            slow = self._slow_steps(steps, engine, reports) if len(steps) > 1 and candidate.is_here else {}
             if not slow or not demote_slow or self._settings.require_full_compilation:
                 return Attempt(candidate, contents, engine, steps, plan.rejects, reports, time.perf_counter() - start)
             demoted.update(slow)
+
+    def _load(self, contents: EngineContents, candidate: Candidate) -> Engine:
+        """The engine, to be run here: where its target is not in this machine, each segment is run by what stands in for it."""
+        if candidate.is_here:
+            return Engine(contents, self._device, self._settings.num_threads)
+        return Engine(contents, self._device, runners=[self._stand_in(segment) for segment in contents.segments])
+
+    def _stand_in(self, segment: EngineSegment) -> Runner:
+        if segment.backend == TORCH:
+            return get_backend(TORCH).load(segment.artifact, self._device, self._settings.num_threads)
+        if segment.artifact.stand_in is None:
+            raise CompilerBug(f"{segment.name}: {segment.backend} built it for a device that is not here, and gave nothing to check it by")
+        return segment.artifact.stand_in
 
     def _build_step(
         self, step: Step, candidate: Candidate, built: dict[frozenset[Node], tuple[torch.dtype, Artifact]]
     ) -> tuple[torch.dtype, Artifact]:
         key = frozenset(step.nodes)
         if key not in built:
-            chosen = candidate if step.backend != TORCH else Candidate(TORCH, torch.float32)
+            chosen = candidate if step.backend != TORCH else Candidate(TORCH, torch.float32, targets=candidate.targets)
             began = time.perf_counter()
             artifact = get_backend(step.backend).build(step.segment, chosen, self._settings)
             log(STEPS, "%s: built %s (%d operators) in %.2f s", candidate, step.segment.name, step.segment.op_count, time.perf_counter() - began)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -18,6 +18,7 @@ from ..partition.partition import TORCH
 from ..program import Program
 from ..progress import progress
 from ..settings import CompileSettings
+from ..target import Target
 from ..verify.locate_fault import locate_fault
 from ..verify.tolerance import tolerance_for
 from ..verify.verify import CheckPoint, passed, verify
@@ -31,16 +32,16 @@ FINALIST_RATIO = 1.25
 SLOW_BUILD_S = 4.0
 
 
-def find_candidates(device: torch.device, settings: CompileSettings, report: Report) -> list[Candidate]:
-    """The candidates to build, narrow precisions first within a backend. What cannot run here goes into the report with its reason.
+def find_candidates(targets: Sequence[Target], settings: CompileSettings, report: Report) -> list[Candidate]:
+    """The candidates to build for ``targets`` (one, or GPUs that are not in this machine), narrow precisions first within a backend.
 
-    Raises BackendUnavailable when the one backend asked for cannot run here.
+    What cannot build here goes into the report with its reason. Raises BackendUnavailable when the one backend asked for, or every backend, cannot.
     """
     names = list(BACKENDS) if settings.backend == "auto" else [settings.backend]
     found: list[Candidate] = []
     for name in names:
         backend = get_backend(name)
-        missing = backend.availability(device)
+        missing = next((reject for target in targets if (reject := backend.availability(target)) is not None), None)
         if missing is not None:
             if settings.backend != "auto":
                 raise BackendUnavailable(f"backend {name!r}: {missing.reason}")
@@ -49,13 +50,16 @@ def find_candidates(device: torch.device, settings: CompileSettings, report: Rep
         if name == TORCH and settings.require_full_compilation:
             report.candidates.append(CandidateReport(name, "skipped", reason="require_full_compilation leaves nothing to PyTorch"))
             continue
-        candidates, rejects = backend.candidates(device, settings)
+        candidates, rejects = backend.candidates(targets[0], settings)
         report.rejects += [RejectReport(r.subject, "precision", name, r.reason) for r in rejects]
         if not candidates:
             # float32 is wider than anything that was allowed, so it is always a correct way out.
-            candidates, _ = backend.candidates(device, replace(settings, enabled_precisions=frozenset({torch.float32})))
+            candidates, _ = backend.candidates(targets[0], replace(settings, enabled_precisions=frozenset({torch.float32})))
             report.notes += [f"{name} computes in fp32: it has none of the enabled precisions here" for _ in candidates[:1]]
-        found += sorted(candidates, key=lambda c: c.precision.itemsize)
+        found += [replace(c, targets=tuple(targets)) for c in sorted(candidates, key=lambda c: c.precision.itemsize)]
+    if not found and all(candidate.status == "unavailable" for candidate in report.candidates):
+        reasons = "".join(f"\n  {candidate.name}: {candidate.reason}" for candidate in report.candidates)
+        raise BackendUnavailable(f"no backend can build for {', '.join(map(str, targets))} on this machine:{reasons}")
     return found
 
 
@@ -103,6 +107,11 @@ class Race:
             if attempt is None:
                 continue
             attempts.append(attempt)
+            if not candidate.is_here:
+                # Nothing can be timed. A narrower precision is faster on any GPU.
+                for other in candidates[done + 1 :]:
+                    self._note(other, "skipped", f"{candidate} passed, and without the GPU nothing can be timed")
+                break
             if attempt.build_s > SLOW_BUILD_S:
                 slow_builders.add(candidate.backend)
         progress("build", len(candidates), len(candidates))
@@ -135,11 +144,15 @@ class Race:
                 if not passed(attempt.parity):
                     self._parity_breach(attempt)
                     return None
-            (attempt.median_us,) = race_us([self._call(attempt)], self._device, QUICK_BUDGET_S)
+            if candidate.is_here:
+                (attempt.median_us,) = race_us([self._call(attempt)], self._device, QUICK_BUDGET_S)
         except RuntimeError as error:  # what libraries raise when an engine that was built cannot run
             self._failures.append(BuildFailed(f"{candidate}: built, but fails when called: {error}"))
             self._note(candidate, "failed", f"built, but fails when called: {str(error).splitlines()[0]}", build_s=attempt.build_s)
             return None
+        if not candidate.is_here:
+            log(SUMMARY, "%s: built in %.1f s", candidate, attempt.build_s)
+            return attempt
         log(SUMMARY, "%s: %.3f ms, built in %.1f s", candidate, attempt.median_us / 1e3, attempt.build_s)
         return attempt
 
@@ -173,7 +186,8 @@ class Race:
         for attempt in attempts:
             status = "kept" if attempt is best else "slower"
             reason = "" if attempt is best else f"{attempt.median_us / best.median_us:.2f} times the kept one"
-            self._note(attempt.candidate, status, reason, attempt.build_s, attempt.parity.relative_error, attempt.median_us / 1e3)
+            median_ms = attempt.median_us / 1e3 if attempt.candidate.is_here else None
+            self._note(attempt.candidate, status, reason, attempt.build_s, attempt.parity.relative_error, median_ms)
         report.backend = best.candidate.backend
         report.precision = precision_name(best.candidate.precision)
         report.segments = best.segment_reports
@@ -182,6 +196,12 @@ class Race:
         # Of what was refused on the way, keep what says why the engine is as it is: nothing else where it is PyTorch's whole.
         refused = [r for r in report.rejects if r.where == "precision" or best.candidate.backend == TORCH]
         report.rejects = refused + reject_reports(best.rejects, best.candidate.backend)
+        if not best.candidate.is_here:
+            names = ", ".join(map(str, best.candidate.targets))
+            report.notes.append(
+                f"built for {names}, which this machine does not have: not run and not timed. Parity is that of the converted graph, run on the CPU."
+            )
+            return
         baseline = next((a for a in attempts if a.candidate.backend == TORCH), None)
         if len(best.steps) == 1:
             best.segment_reports[0].time_us = best.median_us

@@ -6,14 +6,16 @@ import os
 import secrets
 from os import PathLike
 
+from ...engine.choose_target import pick_target
 from ...engine.contents import EngineContents
 from ...engine.engine import Engine
+from ...engine.file import read_engine_file
 from ...errors import UserError
 
 _HOW = "Build the engine with backend='inductor', require_full_compilation=True."
 
 
-def export_package(engine: Engine | EngineContents | str | PathLike[str], path: str | PathLike[str]) -> None:
+def export_package(engine: Engine | EngineContents | str | PathLike[str], path: str | PathLike[str], target: str | None = None) -> None:
     """Write the package of an engine that is one ``inductor`` segment to ``path``, atomically.
 
     The package takes the engine's flat inputs in order (``engine.inputs``), contiguous and on its device, and returns the flat outputs
@@ -22,6 +24,7 @@ def export_package(engine: Engine | EngineContents | str | PathLike[str], path: 
     Args:
         engine: an Engine, its contents, or an engine file. Nothing of it is run.
         path: the file to write; its name ends in ``.pt2``.
+        target: which of an engine file's targets; may be left out when it has one.
 
     Raises:
         UserError: the engine is not one inductor segment, or the file cannot be written.
@@ -29,7 +32,7 @@ def export_package(engine: Engine | EngineContents | str | PathLike[str], path: 
     path = os.fspath(path)
     if not path.endswith(".pt2"):
         raise UserError(f"export: {path}: expected a file name that ends in .pt2, by which torch knows a package")
-    payload = _package_of(_contents_of(engine))
+    payload = _package_of(_contents_of(engine, target))
     temporary = f"{path}.{secrets.token_hex(6)}.tmp"
     try:
         try:
@@ -43,15 +46,14 @@ def export_package(engine: Engine | EngineContents | str | PathLike[str], path: 
         raise UserError(f"export: {path}: cannot be written: {error.strerror}") from error
 
 
-def _contents_of(engine: Engine | EngineContents | str | PathLike[str]) -> EngineContents:
+def _contents_of(engine: Engine | EngineContents | str | PathLike[str], target: str | None) -> EngineContents:
     if isinstance(engine, Engine):
-        return engine.contents
+        return pick_target(engine.held, target)
     if isinstance(engine, EngineContents):
         return engine
-    from ...engine.file import read_engine_file
 
     # Trust is asked for before code runs, and here it is only copied.
-    return read_engine_file(engine, trusted=True)
+    return read_engine_file(engine, trusted=True, choose=lambda held: [pick_target(held, target)])[0]
 
 
 def _package_of(contents: EngineContents) -> bytes:

@@ -1,0 +1,33 @@
+"""model_device: where a model is, and a copy of it somewhere else."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch.export import ExportedProgram
+
+from .capture import Model
+
+
+def tensors_of(model: Model) -> list[torch.Tensor]:
+    """The model's parameters and buffers."""
+    if isinstance(model, ExportedProgram):
+        return [v for v in (*model.state_dict.values(), *model.constants.values()) if isinstance(v, torch.Tensor)]
+    return [*model.parameters(), *model.buffers()] if isinstance(model, torch.nn.Module) else []
+
+
+def devices_of(model: Model) -> list[torch.device]:
+    """The devices the model's tensors are on, each once, sorted by name."""
+    return sorted({t.device for t in tensors_of(model)}, key=str)
+
+
+def move_model(model: Model, device: torch.device) -> Model:
+    """The model itself where it is on ``device`` (or on none); else a copy there. The caller's model stays where it is."""
+    if all(found == device for found in devices_of(model)):
+        return model
+    if isinstance(model, ExportedProgram):
+        from torch.export.passes import move_to_device_pass
+
+        return move_to_device_pass(copy.deepcopy(model), str(device))
+    return copy.deepcopy(model).to(device)
