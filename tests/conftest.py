@@ -18,22 +18,31 @@ def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a CUDA device")
         for item in items:
-            if "cuda" in item.keywords:
+            if item.get_closest_marker("cuda"):
                 item.add_marker(skip)
 
 
 class MadeBackend:
     """Runs segments in PyTorch, but refuses, spoils or slows what a test asks for."""
 
-    def __init__(self, name: str, refuses: Callable[[str], bool], spoil: Callable, delay_s: float, unavailable: str) -> None:
+    def __init__(
+        self, name: str, refuses: Callable[[str], bool], refuses_in_segment: Callable[[str], bool], spoil: Callable, delay_s: float, unavailable: str
+    ) -> None:
         self.name = name
-        self._refuses, self._spoil, self._delay_s, self._unavailable = refuses, spoil, delay_s, unavailable
+        self._refuses, self._refuses_in_segment = refuses, refuses_in_segment
+        self._spoil, self._delay_s, self._unavailable = spoil, delay_s, unavailable
         self.builds = 0
+        self.examined = []
 
-    def availability(self, device):
+    def availability(self, target):
         return Reject(self.name, self._unavailable) if self._unavailable else None
 
-    def candidates(self, device, settings):
+    def examine(self, segment, candidate, settings):
+        self.examined.append(segment)
+        nodes = [n for n in segment.graph_module.graph.nodes if n.op == "call_function" and self._refuses_in_segment(str(n.target))]
+        return {node: Reject(str(node.target), "refused in its segment by the test") for node in nodes}
+
+    def candidates(self, target, settings):
         return [Candidate(self.name, p) for p in settings.enabled_precisions], []
 
     def supports(self, node):
@@ -45,7 +54,10 @@ class MadeBackend:
         spoiled.graph_module = copy.deepcopy(segment.graph_module)
         self._spoil(spoiled.graph_module)
         spoiled.graph_module.recompile()
-        return get_backend("torch").build(spoiled, candidate, settings)
+        artifact = get_backend("torch").build(spoiled, candidate, settings)
+        if not candidate.is_here:
+            artifact.stand_in = get_backend("torch").load(artifact, torch.device("cpu"), None)
+        return artifact
 
     def load(self, artifact, device, num_threads):
         import time
@@ -63,8 +75,17 @@ class MadeBackend:
 def made_backend(monkeypatch):
     """``made_backend(name, ...)`` puts a MadeBackend in the registry for one test; the name must be one the settings know."""
 
-    def make(name="openvino", *, refuses=lambda op: False, spoil=lambda graph_module: None, delay_s=0.0, unavailable="", alone=True):
-        backend = MadeBackend(name, refuses, spoil, delay_s, unavailable)
+    def make(
+        name="openvino",
+        *,
+        refuses=lambda op: False,
+        refuses_in_segment=lambda op: False,
+        spoil=lambda graph_module: None,
+        delay_s=0.0,
+        unavailable="",
+        alone=True,
+    ):
+        backend = MadeBackend(name, refuses, refuses_in_segment, spoil, delay_s, unavailable)
         module = types.ModuleType(f"made_{name}")
         module.BACKEND = backend
         monkeypatch.setitem(sys.modules, module.__name__, module)
