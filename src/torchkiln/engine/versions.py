@@ -6,7 +6,7 @@ import platform
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
-LIBRARIES = ("torchkiln", "torch", "openvino", "onnxruntime", "onnx", "triton")
+LIBRARIES = ("torchkiln", "torch", "openvino", "onnxruntime", "onnx", "triton", "tensorrt", "tensorrt-rtx")
 
 
 @cache
