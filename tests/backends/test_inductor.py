@@ -16,9 +16,9 @@ from torch import nn
 from torch.export import Dim, export
 
 from torchkiln.backends.contract import Candidate
+from torchkiln.backends.copy_graph_module import copy_graph_module
 from torchkiln.backends.inductor import BACKEND
 from torchkiln.backends.inductor.availability import find_compiler
-from torchkiln.backends.inductor.build import copy_graph_module
 from torchkiln.backends.inductor.export_package import export_package
 from torchkiln.backends.inductor.target import check_target, describe_target
 from torchkiln.capture.unlift import unlift

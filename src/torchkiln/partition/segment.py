@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.export import ExportedProgram
@@ -23,6 +24,7 @@ class Segment:
         op_count: compute operators in it (not counting sizes, getitem and constants).
         profiles: the optimization profiles, each with the range of every input; at least one. Default: one over ``dim_ranges``, for the shapes of
             ``example_inputs``.
+        prepared: what a backend's ``examine`` leaves for its ``build``, by keys of its own.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Segment:
     example_inputs: tuple[torch.Tensor, ...]
     op_count: int
     profiles: tuple[Profile, ...] = ()
+    prepared: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.profiles:

@@ -6,10 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
-#: Largest relative L2 error, by the narrowest precision computed in. A rounding error of 2^-24, 2^-11 and 2^-8 per operation grows over tens of
-#: layers by one to two orders of magnitude; a wrong result is far outside. bfloat16's is 8 times float16's, as its rounding error is.
-TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 8e-2}
-
+from ..dtypes import TOLERANCES
 
 #: float32 on a GPU where torch allows TF32, whose products have 10 bits of mantissa as fp16's.
 TF32_TOLERANCE = 1e-2

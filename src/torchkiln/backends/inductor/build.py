@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule
 
 from ...dtypes import precision_name
 from ...engine.artifact import Artifact
@@ -21,6 +21,7 @@ from ...log import CODE, log, log_level
 from ...partition.segment import Segment
 from ...settings import CompileSettings
 from ..contract import Candidate
+from ..copy_graph_module import copy_graph_module
 from .options import inductor_options
 from .target import describe_target
 
@@ -93,15 +94,6 @@ def _log_code(name: str, paths: list[str]) -> None:
         if path.endswith(".cpp"):
             with open(path) as file:
                 log(CODE, "inductor: %s: %s\n%s", name, os.path.basename(path), file.read())
-
-
-def copy_graph_module(graph_module: GraphModule) -> GraphModule:
-    """A graph of its own over the same tensors: passes may rewrite it."""
-    graph = Graph()
-    values: dict[Node, Node] = {}
-    output = graph.graph_copy(graph_module.graph, values)
-    graph.output(output)
-    return GraphModule(graph_module, graph, class_name="Segment")
 
 
 def _device_of(graph_module: GraphModule) -> torch.device:

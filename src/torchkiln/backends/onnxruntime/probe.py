@@ -13,8 +13,8 @@ from torch.fx import Node
 
 from ...log import REJECTS, log
 from ..one_op import accepted_values, difference, one_op_graph, one_op_key
-from .convert import export_onnx, first_line
-from .library import import_onnx_ir, import_onnxruntime
+from ..onnx_export import export_onnx, first_line, import_onnx_ir
+from .library import import_onnxruntime
 
 _verdicts: dict[str, str] = {}
 

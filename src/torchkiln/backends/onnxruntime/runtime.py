@@ -13,6 +13,7 @@ from ...engine.artifact import Artifact
 from ...errors import CorruptEngineFile, TargetMismatch
 from ..call_plan import CallPlan
 from ..contract import Runner
+from ..onnx_export import WEIGHT_PREFIX
 from .library import import_onnxruntime
 
 #: ONNX Runtime's name of a tensor type -> torch dtype, and the number that onnx has for it.
@@ -28,7 +29,6 @@ DTYPES: dict[str, tuple[torch.dtype, int]] = {
     "tensor(double)": (torch.float64, 11),
     "tensor(bfloat16)": (torch.bfloat16, 16),
 }
-WEIGHT_PREFIX = "weight_"
 #: Most combinations of input shapes whose output shapes are remembered.
 _REMEMBERED_SHAPES = 256
 

@@ -1,0 +1,137 @@
+"""configure: the settings as TensorRT's builder configuration: targets, profiles, flags, limits, caches, progress."""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import secrets
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ...errors import BuildFailed, UnsupportedOption, UserError
+from ...partition.segment import Segment
+from ...progress import progress
+from ...settings import CompileSettings
+from ..contract import Candidate
+from .network import ParsedNetwork
+
+
+def configure(parsed: ParsedNetwork, segment: Segment, candidate: Candidate, settings: CompileSettings) -> Any:
+    """The builder configuration for one segment. Raises UnsupportedOption for a setting that the library cannot honour."""
+    trt, builder, is_rtx = parsed.library.module, parsed.builder, parsed.library.is_rtx
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # layer names and types for inspectors; costs kilobytes
+    if is_rtx:
+        config.num_compute_capabilities = len(candidate.targets)
+        for index, target in enumerate(candidate.targets):
+            config.set_compute_capability(getattr(trt.ComputeCapability, target.name.replace("_", "").upper()), index)
+    _add_profiles(parsed, segment, config)
+    _set_flags(trt, config, settings, is_rtx)
+    if settings.workspace_size:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_size)
+    if settings.optimization_level is not None:
+        config.builder_optimization_level = settings.optimization_level
+    if settings.max_aux_streams is not None:
+        config.max_aux_streams = settings.max_aux_streams
+    if settings.timing_cache_path is not None:
+        _load_timing_cache(config, Path(settings.timing_cache_path), is_rtx)
+    config.progress_monitor = _monitor_class(trt)(contextvars.copy_context())
+    return config
+
+
+def _set_flags(trt: Any, config: Any, settings: CompileSettings, is_rtx: bool) -> None:
+    flags = trt.BuilderFlag
+    if settings.disable_tf32:
+        config.clear_flag(flags.TF32)
+    if settings.sparse_weights:
+        config.set_flag(flags.SPARSE_WEIGHTS)
+    if not settings.immutable_weights:
+        config.set_flag(flags.REFIT)
+    if settings.strip_engine_weights:
+        config.set_flag(flags.STRIP_PLAN)
+        config.set_flag(flags.REFIT)
+    if settings.version_compatible:
+        if is_rtx:
+            raise UnsupportedOption(
+                "version_compatible: TensorRT-RTX's plans are bound to its version: build again with the version that will run them"
+            )
+        config.set_flag(flags.VERSION_COMPATIBLE)
+    if settings.hardware_compatible:
+        if is_rtx:
+            raise UnsupportedOption(
+                "hardware_compatible: one plan of TensorRT-RTX serves every target it is asked for: name them, as target='sm_86,sm_89'"
+            )
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+
+
+def _add_profiles(parsed: ParsedNetwork, segment: Segment, config: Any) -> None:
+    """One optimization profile for each of the segment's, where a dimension varies."""
+    network = parsed.network
+    tensors = [network.get_input(index) for index in range(network.num_inputs)]
+    if all(-1 not in tuple(tensor.shape) for tensor in tensors):
+        return
+    for number, ranges in enumerate(segment.profiles):
+        profile = parsed.builder.create_optimization_profile()
+        for tensor, shapes in zip(tensors, ranges, strict=True):
+            if -1 in tuple(tensor.shape):
+                profile.set_shape(tensor.name, shapes.min, shapes.opt, shapes.max)
+        if config.add_optimization_profile(profile) == -1:
+            raise BuildFailed(f"TensorRT refuses profile {number} of {segment.name}: {parsed.logger.errors() or ranges}")
+
+
+def _load_timing_cache(config: Any, path: Path, is_rtx: bool) -> None:
+    if is_rtx:
+        raise UnsupportedOption(
+            "timing_cache_path: TensorRT-RTX times nothing while it builds: it keeps the kernels it compiles on the GPU in its runtime cache"
+        )
+    try:
+        data = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise UserError(f"timing_cache_path: {path} cannot be read: {error.strerror}") from error
+    config.set_timing_cache(config.create_timing_cache(data), False)
+
+
+def save_timing_cache(config: Any, settings: CompileSettings) -> None:
+    """Write the timings of a build for the next one, atomically. Raises UserError when the place cannot be written."""
+    if settings.timing_cache_path is None:
+        return
+    path = Path(settings.timing_cache_path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"timing_cache_path: {path} cannot be written: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@cache
+def _monitor_class(trt: Any) -> type:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        """Passes the builder's outermost phases on to whoever watches the build; the builder may call from threads of its own."""
+
+        def __init__(self, context: contextvars.Context) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._context = context
+            self._steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            if not parent_phase:
+                self._steps[phase_name] = num_steps
+                self._say(phase_name, 0)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if phase_name in self._steps:
+                self._say(phase_name, step + 1)
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            if phase_name in self._steps:
+                self._say(phase_name, self._steps.pop(phase_name))
+
+        def _say(self, phase: str, done: int) -> None:
+            self._context.copy().run(progress, f"TensorRT: {phase}", done, self._steps.get(phase, done))
+
+    return Monitor
