@@ -73,7 +73,7 @@ def _check_error(error: float, segment: Segment, candidate: Candidate, settings:
     if not error <= limit:
         raise BuildFailed(
             f"tensorrt: the ONNX graph of {segment.name}, run by ONNX Runtime, has relative error {error:.3g} against PyTorch in fp32, "
-            f"more than {limit:.3g} for {precision_name(candidate.precision)}: allow a wider precision, or set verify= to the tolerance you can accept"
+            f"more than {limit:.3g} for {precision_name(candidate.precision)}: allow a wider precision, or a larger error with verify="
         )
 
 

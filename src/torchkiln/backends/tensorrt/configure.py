@@ -109,7 +109,7 @@ def save_timing_cache(config: Any, settings: CompileSettings) -> None:
 
 @cache
 def _monitor_class(trt: Any) -> type:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+    class Monitor(trt.IProgressMonitor):
         """Passes the builder's outermost phases on to whoever watches the build; the builder may call from threads of its own."""
 
         def __init__(self, context: contextvars.Context) -> None:

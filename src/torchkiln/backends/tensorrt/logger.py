@@ -14,7 +14,7 @@ _NO_GPU = ("CUDA driver version is insufficient", "cudaError 35", "no CUDA-capab
 
 @cache
 def _logger_class(trt: Any) -> type:
-    class KeptLogger(trt.ILogger):  # type: ignore[misc]
+    class KeptLogger(trt.ILogger):
         """Keeps errors; passes warnings and the rest on to torchkiln's log."""
 
         def __init__(self) -> None:
