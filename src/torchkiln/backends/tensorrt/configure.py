@@ -53,15 +53,11 @@ def _set_flags(trt: Any, config: Any, settings: CompileSettings, is_rtx: bool) -
         config.set_flag(flags.REFIT)
     if settings.version_compatible:
         if is_rtx:
-            raise UnsupportedOption(
-                "version_compatible: TensorRT-RTX's plans are bound to its version: build again with the version that will run them"
-            )
+            raise UnsupportedOption("version_compatible: a plan of TensorRT-RTX is bound to its version: build it with the version that will run it")
         config.set_flag(flags.VERSION_COMPATIBLE)
     if settings.hardware_compatible:
         if is_rtx:
-            raise UnsupportedOption(
-                "hardware_compatible: one plan of TensorRT-RTX serves every target it is asked for: name them, as target='sm_86,sm_89'"
-            )
+            raise UnsupportedOption("hardware_compatible: a plan of TensorRT-RTX serves every target it is asked for: target='sm_86,sm_89'")
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
 
 

@@ -13,6 +13,7 @@ from ...partition.segment import Segment
 from ..call_plan import CallPlan
 from ..copy_graph_module import copy_graph_module
 from ..onnx_export import export_onnx, first_line, import_onnx_ir, take_weights
+from .fixes import fix_graph
 
 
 @dataclass
@@ -62,6 +63,7 @@ def _convert(segment: Segment, precision: torch.dtype) -> OnnxGraph:
         from ...lower.convert_precision import convert_precision
 
         convert_precision(graph_module, precision)
+    fix_graph(graph_module)
     try:
         program = export_onnx(replace(narrowed.segment, graph_module=graph_module).export())
     except Exception as error:  # torch.export and the exporter raise what they like; all of it means that the segment cannot be converted
