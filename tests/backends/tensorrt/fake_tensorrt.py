@@ -18,7 +18,7 @@ from contextlib import nullcontext
 import torch
 
 from torchkiln.backends.call_plan import CallPlan
-from torchkiln.dtypes import dtype_name
+from torchkiln.backends.tensorrt.data_types import short_name
 from torchkiln.engine.artifact import Artifact
 
 #: The alignment of torch's memory on the CPU.
@@ -74,8 +74,8 @@ def make_artifact(function, inputs, outputs, profiles=None, weights=None, librar
         "version": version,
         "targets": list(targets),
         "call_plan": call_plan.as_json(),
-        "inputs": [{"name": n, "dtype": dtype_name(d), "shape": list(s)} for n, d, s in inputs],
-        "outputs": [{"name": n, "dtype": dtype_name(d), "shape": list(s)} for n, d, s in outputs],
+        "inputs": [{"name": n, "dtype": short_name(d), "shape": list(s)} for n, d, s in inputs],
+        "outputs": [{"name": n, "dtype": short_name(d), "shape": list(s)} for n, d, s in outputs],
         **metadata,
     }
     tensors = {}

@@ -11,8 +11,10 @@ import torch
 from torchkiln.backends.call_plan import CallPlan
 from torchkiln.backends.tensorrt import gpu as gpu_module
 from torchkiln.backends.tensorrt import open_plan
+from torchkiln.backends.tensorrt.data_types import DATA_TYPES, short_name
 from torchkiln.backends.tensorrt.execution_context import ExecutionContext
 from torchkiln.backends.tensorrt.gpu import Gpu, find_gpu
+from torchkiln.backends.tensorrt.network import DTYPE_NAMES
 from torchkiln.backends.tensorrt.runtime import PlanRunner, load
 from torchkiln.errors import CorruptEngineFile, InputMismatch, MissingPackage, TargetMismatch, UserError
 
@@ -99,9 +101,25 @@ def test_active_changes_the_device_only_when_it_is_another(monkeypatch):
 def test_another_gpu_is_refused_before_the_library_sees_the_plan(make_machine):
     machine = make_machine()
     machine.gpu.target = "sm_90"
-    with pytest.raises(TargetMismatch, match="built for sm_86, sm_89; .* is Fake RTX 4090 \\(sm_90\\).*--target sm_90"):
+    with pytest.raises(TargetMismatch, match=r"built for sm_86, sm_89; .* is Fake RTX 4090 \(sm_90\).*--target sm_90"):
         load(static_artifact(targets=("sm_86", "sm_89")), DEVICE, None)
     assert machine.asked == []
+
+
+def test_a_hardware_compatible_plan_runs_on_later_gpus(make_machine):
+    machine = make_machine("tensorrt")
+    artifact = full(static_artifact(targets=("sm_80+",)))
+    for target in ("sm_80", "sm_90", "sm_120"):
+        machine.gpu.target = target
+        check(load(artifact, DEVICE, None), torch.randn(3, 5))
+    machine.gpu.target = "sm_75"
+    with pytest.raises(TargetMismatch, match=r"built for sm_80\+"):
+        load(artifact, DEVICE, None)
+
+
+def test_the_names_of_types_are_those_of_the_build():
+    for name, dtype in DATA_TYPES.items():
+        assert short_name(dtype) == DTYPE_NAMES[name]
 
 
 def test_a_missing_library_names_the_extra(make_machine, monkeypatch):
@@ -118,7 +136,7 @@ def test_a_missing_library_names_the_extra(make_machine, monkeypatch):
 def test_an_invalid_plan_gives_the_library_reasons(make_machine):
     machine = make_machine()
     machine.module.validity = (EngineValidity.INVALID, 1 | 4)
-    with pytest.raises(TargetMismatch, match="VERSION_MISMATCH, OLD_CUDA_DRIVER.*update the NVIDIA driver"):
+    with pytest.raises(TargetMismatch, match=r"VERSION_MISMATCH, OLD_CUDA_DRIVER.*update the NVIDIA driver"):
         load(static_artifact(), DEVICE, None)
     machine.module.validity = (EngineValidity.INVALID, 0)
     with pytest.raises(TargetMismatch, match="no reason given"):
@@ -140,7 +158,7 @@ def test_a_plan_of_another_version_is_refused_unless_it_is_version_compatible(ma
 def test_a_plan_that_does_not_deserialize_gives_the_library_messages(make_machine):
     machine = make_machine("tensorrt")
     machine.module.refuse = {"deserialize"}
-    with pytest.raises(TargetMismatch, match="cannot load a plan built by tensorrt 11.4.0 .*: the plan is of version 99") as error:
+    with pytest.raises(TargetMismatch, match=r"cannot load a plan built by tensorrt 11.4.0 .*: the plan is of version 99") as error:
         load(full(static_artifact()), DEVICE, None)
     assert "EXCLUDE_LEAN_RUNTIME" not in str(error.value)
     with pytest.raises(TargetMismatch, match="EXCLUDE_LEAN_RUNTIME"):
@@ -160,8 +178,8 @@ def test_metadata_that_lacks_something(make_machine, key):
     ("change", "message"),
     [
         ({"name": "z"}, "the plan has"),
-        ({"dtype": "float16"}, "x: the file lists float16"),
-        ({"shape": [3, 6]}, r"\[3, 6\], the plan has float32 \[3, 5\]"),
+        ({"dtype": "fp16"}, "x: the file lists fp16"),
+        ({"shape": [3, 6]}, r"\[3, 6\], the plan has fp32 \[3, 5\]"),
     ],
 )
 def test_a_plan_that_is_not_what_the_file_says(make_machine, change, message):
@@ -183,6 +201,15 @@ def test_a_call_plan_that_does_not_fit(make_machine):
     artifact = static_artifact()
     artifact.metadata["call_plan"] = CallPlan(2, (0, 1), (("result", 0),)).as_json()
     with pytest.raises(CorruptEngineFile, match="expected 2 inputs"):
+        load(artifact, DEVICE, None)
+
+
+def test_the_real_library_refuses_what_is_no_plan(monkeypatch):
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr(open_plan, "find_gpu", lambda device: FakeGpu())
+    artifact = static_artifact()
+    artifact.payload = b"no plan" * 100
+    with pytest.raises(TargetMismatch, match=r"tensorrt_rtx .* says that the plan is not valid here: MALFORMED_ENGINE"):
         load(artifact, DEVICE, None)
 
 
@@ -267,7 +294,7 @@ def test_inputs_that_the_plan_does_not_take(make_machine):
     runner = load(static_artifact(), DEVICE, None)
     with pytest.raises(CorruptEngineFile, match="takes 1 inputs, the engine passes 2"):
         runner([torch.randn(3, 5)] * 2)
-    with pytest.raises(CorruptEngineFile, match="takes torch.float32, the engine passes torch.float64"):
+    with pytest.raises(CorruptEngineFile, match=r"takes torch.float32, the engine passes torch.float64"):
         runner([torch.randn(3, 5).double()])
     with pytest.raises(InputMismatch, match="got meta"):
         runner([torch.empty(3, 5, device="meta")])

@@ -20,6 +20,15 @@ DATA_TYPES: dict[str, torch.dtype] = {
 }
 
 
+#: The names in an artifact's metadata: short for what an engine computes in.
+_SHORT_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float8_e4m3fn: "fp8"}
+
+
+def short_name(dtype: torch.dtype) -> str:
+    """``torch.float16`` -> "fp16"; ``torch.int64`` -> "int64"."""
+    return _SHORT_NAMES.get(dtype) or str(dtype).removeprefix("torch.")
+
+
 def torch_dtype(data_type: Any) -> torch.dtype | None:
     """The torch dtype of a ``tensorrt.DataType``; None where torch has none."""
     return DATA_TYPES.get(data_type.name)

@@ -56,7 +56,7 @@ def open_plan(artifact: Artifact, device: torch.device) -> OpenPlan:
     if not isinstance(targets, list) or not isinstance(metadata.get("library"), str) or not isinstance(metadata.get("version"), str):
         raise CorruptEngineFile(f"tensorrt segment: expected metadata with library, version and targets, got {sorted(metadata)}")
     gpu = find_gpu(device)
-    if gpu.target not in targets:
+    if not any(_serves(str(target), gpu.target) for target in targets):
         raise TargetMismatch(
             f"tensorrt segment: built for {', '.join(map(str, targets))}; {gpu.device} is {gpu.name} ({gpu.target}). "
             f"Build for it: torchkiln compile MODEL --backend tensorrt --target {gpu.target}"
@@ -77,6 +77,13 @@ def open_plan(artifact: Artifact, device: torch.device) -> OpenPlan:
             f"{logger.errors() or 'it gave no reason'}.{hint} Build the engine again on this machine, or install that version."
         )
     return OpenPlan(engine, runtime, logger, library, gpu)
+
+
+def _serves(built_for: str, target: str) -> bool:
+    """Whether a plan built for one target ("sm_89"), or for one and all later ("sm_80+"), runs on another."""
+    if built_for.endswith("+"):
+        return int(target.removeprefix("sm_")) >= int(built_for[:-1].removeprefix("sm_"))
+    return built_for == target
 
 
 def _import_library(metadata: Mapping[str, Any]) -> Library:

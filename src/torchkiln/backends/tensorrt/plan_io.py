@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from ...dtypes import dtype_name
 from ...errors import CorruptEngineFile, InputMismatch, TargetMismatch
-from .data_types import torch_dtype
+from .data_types import short_name, torch_dtype
 from .library import Library
 
 Shape = tuple[int, ...]
@@ -86,9 +85,10 @@ def _read_ports(library: Library, engine: Any, listed: Any, key: str, names: lis
         if dtype is None:
             raise CorruptEngineFile(f"tensorrt segment: {name}: expected a type torch has, got {engine.get_tensor_dtype(name).name}")
         port = Port(name, dtype, tuple(engine.get_tensor_shape(name)))
-        if entry.get("dtype") != dtype_name(dtype) or tuple(entry.get("shape", ())) != port.shape:
+        if entry.get("dtype") != short_name(dtype) or not _agree(entry.get("shape"), port.shape):
             raise CorruptEngineFile(
-                f"tensorrt segment: {name}: the file lists {entry.get('dtype')} {entry.get('shape')}, the plan has {dtype_name(dtype)} {list(port.shape)}"
+                f"tensorrt segment: {name}: the file lists {entry.get('dtype')} {entry.get('shape')}, "
+                f"the plan has {short_name(dtype)} {list(port.shape)}"
             )
         if engine.get_tensor_location(name) != library.module.TensorLocation.DEVICE:
             # Reading it would make the CPU wait for the GPU in every call.
@@ -98,6 +98,11 @@ def _read_ports(library: Library, engine: Any, listed: Any, key: str, names: lis
             )
         ports.append(port)
     return tuple(ports)
+
+
+def _agree(listed: Any, shape: Shape) -> bool:
+    """Whether the network's shape, as listed, can be the engine's: the library may know a size when it builds that it does not know before."""
+    return isinstance(listed, list) and len(listed) == len(shape) and all(-1 in (a, b) or a == b for a, b in zip(listed, shape, strict=True))
 
 
 def _read_range(engine: Any, port: Port, profile: int) -> tuple[Shape, Shape]:
