@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Node
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from ...errors import BuildFailed
 from ...log import REJECTS, log
@@ -53,6 +55,8 @@ def find_refused(segment: Segment, library: Library, precision: torch.dtype) -> 
 def _reason_against(node: Node, library: Library, precision: torch.dtype) -> str:
     """Why a node alone is refused; "" when it is not."""
     graph_module, inputs = one_op_graph(node)
+    # The precision pass reads what every node gives.
+    FakeTensorProp(graph_module, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*inputs)
     alone = Segment(str(node.target), graph_module, tuple({} for _ in inputs), tuple(inputs), 1)
     try:
         errors = parse_network(library, convert_segment(alone, precision)).errors

@@ -42,12 +42,12 @@ def round_bf16(proto: bytes, weights: Mapping[str, torch.Tensor]) -> tuple[bytes
         wide.outputs[0].dtype = fp32
         for rounded in (narrow.outputs[0], wide.outputs[0]):
             rounded.shape = value.shape
-        value.replace_all_uses_with(wide.outputs[0])
-        narrow.replace_input_with(0, value)
         if value in outputs:
             position = list(graph.outputs).index(value)
             narrow.outputs[0].name, value.name = value.name, f"{value.name}_wide"
             graph.outputs[position] = narrow.outputs[0]
+        value.replace_all_uses_with(wide.outputs[0])
+        narrow.replace_input_with(0, value)
         node.graph.insert_after(node, [narrow, wide])
     first = next(iter(graph))
     for value in graph.inputs:
