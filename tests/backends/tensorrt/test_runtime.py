@@ -282,6 +282,18 @@ def test_only_the_input_whose_shape_changed_is_set(make_machine):
     assert [c[1:] for c in machine.module.contexts[0].calls if c[0] == "shape"] == [("x", (3,)), ("y", (4,)), ("y", (7,)), ("x", (5,))]
 
 
+def test_a_change_of_profile_sets_every_shape_again(make_machine):
+    machine = make_machine()
+    inputs = [("x", F32, (-1,)), ("y", F32, (-1,))]
+    profiles = [{"x": ((1,), (4,)), "y": ((1,), (9,))}, {"x": ((5,), (9,)), "y": ((1,), (9,))}]
+    runner = load(make_artifact("outer", inputs, [("z", F32, (-1, -1))], profiles), DEVICE, None)
+    y = torch.randn(3)
+    for n in (4, 5):
+        x = torch.randn(n)
+        torch.testing.assert_close(runner([x, y])[0], x[:, None] - y[None, :])
+    assert [c[1:] for c in machine.module.contexts[0].calls if c[0] == "shape"] == [("x", (4,)), ("y", (3,)), ("x", (5,)), ("y", (3,))]
+
+
 def test_tensors_without_elements_have_an_address(make_machine):
     make_machine()
     inputs = [("x", F32, (-1,)), ("y", F32, (-1,))]
@@ -318,7 +330,10 @@ def test_what_the_library_refuses_is_an_error_and_the_next_call_works(make_machi
         runner([torch.randn(9, 7)])
     machine.module.refuse = set()
     check(runner, torch.randn(9, 7))
-    assert runner.context_count == 0  # the one that failed is not kept
+    gc.collect()
+    assert runner.context_count == 0
+    # The one that failed is not used again.
+    assert len(machine.module.contexts) == (1 if refused == "create_execution_context" else 2)
 
 
 def test_insufficient_shapes_are_an_error(make_machine, monkeypatch):

@@ -153,7 +153,6 @@ class ExecutionContext:
 
 def _laid_out(value: torch.Tensor) -> torch.Tensor:
     """Contiguous, and aligned as TensorRT expects."""
-    value = value.detach()
     if not value.is_contiguous():
         return value.contiguous()
     return value.clone() if value.data_ptr() % ALIGNMENT_BYTES else value

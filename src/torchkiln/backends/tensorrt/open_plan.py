@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 from ...engine.artifact import Artifact
+from ...engine.choose_target import fits
 from ...errors import CorruptEngineFile, MissingPackage, TargetMismatch
 from ...log import STEPS, log
+from ...target import Target
 from .gpu import Gpu, find_gpu
 from .library import Library, import_runtime
 from .logger import make_logger
@@ -56,7 +58,7 @@ def open_plan(artifact: Artifact, device: torch.device) -> OpenPlan:
     if not isinstance(targets, list) or not isinstance(metadata.get("library"), str) or not isinstance(metadata.get("version"), str):
         raise CorruptEngineFile(f"tensorrt segment: expected metadata with library, version and targets, got {sorted(metadata)}")
     gpu = find_gpu(device)
-    if not any(_serves(str(target), gpu.target) for target in targets):
+    if not any(fits(str(target), Target(gpu.target)) for target in targets):
         raise TargetMismatch(
             f"tensorrt segment: built for {', '.join(map(str, targets))}; {gpu.device} is {gpu.name} ({gpu.target}). "
             f"Build for it: torchkiln compile MODEL --backend tensorrt --target {gpu.target}"
@@ -77,13 +79,6 @@ def open_plan(artifact: Artifact, device: torch.device) -> OpenPlan:
             f"{logger.errors() or 'it gave no reason'}.{hint} Build the engine again on this machine, or install that version."
         )
     return OpenPlan(engine, runtime, logger, library, gpu)
-
-
-def _serves(built_for: str, target: str) -> bool:
-    """Whether a plan built for one target ("sm_89"), or for one and all later ("sm_80+"), runs on another."""
-    if built_for.endswith("+"):
-        return int(target.removeprefix("sm_")) >= int(built_for[:-1].removeprefix("sm_"))
-    return built_for == target
 
 
 def _import_library(metadata: Mapping[str, Any]) -> Library:
@@ -114,7 +109,10 @@ def _check_validity(plan: bytes, library: Library, runtime: Any, logger: Any) ->
     kinds = library.module.EngineInvalidityDiagnostics.__members__
     reasons = [name for name, value in kinds.items() if int(diagnostics) & int(value)]
     if validity == library.module.EngineValidity.INVALID:
-        advice = "; ".join(_ADVICE.get(name, "build the engine again") for name in reasons) or "build the engine again"
+        advice = (
+            "; ".join(_ADVICE.get(name, "build the engine again") for name in reasons)
+            or "see that the GPU works (nvidia-smi), else build the engine again"
+        )
         said = logger.errors()
         raise TargetMismatch(
             f"tensorrt segment: {library.flavor} {library.version} says that the plan is not valid here: {', '.join(reasons) or 'no reason given'}"

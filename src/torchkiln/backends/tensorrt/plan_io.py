@@ -69,7 +69,7 @@ def read_io(library: Library, engine: Any, metadata: Mapping[str, Any]) -> PlanI
         _read_ports(library, engine, metadata.get(key), key, [n for n in names if engine.get_tensor_mode(n) == mode])
         for key, mode in (("inputs", modes.INPUT), ("outputs", modes.OUTPUT))
     )
-    profiles = tuple(tuple(_read_range(engine, port, index) for port in inputs) for index in range(engine.num_optimization_profiles))
+    profiles = tuple(tuple(_read_range(engine, port, index) for port in inputs) for index in range(max(1, engine.num_optimization_profiles)))
     return PlanIO(inputs, outputs, profiles)
 
 
