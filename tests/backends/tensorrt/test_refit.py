@@ -9,7 +9,7 @@ import torch
 
 from torchkiln.backends.tensorrt.refit import refit_plan
 from torchkiln.backends.tensorrt.runtime import load
-from torchkiln.errors import BuildFailed, CorruptEngineFile, TargetMismatch, UserError
+from torchkiln.errors import BuildFailed, CorruptEngineFile, MissingPackage, TargetMismatch, UserError
 
 from .fake_tensorrt import DEVICE, make_artifact
 
@@ -114,6 +114,15 @@ def test_what_the_library_refuses(make_machine, refused, message):
     machine.module.refuse = {refused}
     with pytest.raises(BuildFailed, match=message):
         refit_plan(make(weights(), refittable=True), weights(), DEVICE)
+
+
+def test_a_lean_runtime_without_refit(make_machine):
+    machine = make_machine()
+    machine.flavor = "tensorrt_lean"
+    del machine.module.Refitter
+    artifact = make(weights(), weightless=True, version_compatible=True)
+    with pytest.raises(MissingPackage, match=r"refit: tensorrt_lean .* install the full library"):
+        load(artifact, DEVICE, None)
 
 
 def test_refit_needs_the_gpu():

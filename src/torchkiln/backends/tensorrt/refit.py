@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ...engine.artifact import Artifact
-from ...errors import BuildFailed, CorruptEngineFile, UserError
+from ...errors import BuildFailed, CorruptEngineFile, MissingPackage, UserError
 from .data_types import torch_dtype
 from .open_plan import OpenPlan, open_plan
 
@@ -28,7 +28,7 @@ def refit_plan(artifact: Artifact, weights: Mapping[str, torch.Tensor], device: 
         device: a GPU that the plan runs on: TensorRT refits a deserialized plan only.
 
     Raises UserError, naming the weights, when the plan takes no new ones, or they are missing, unknown, or of another dtype or shape; BuildFailed
-    when TensorRT refuses; what ``open_plan`` raises.
+    when TensorRT refuses; MissingPackage where the library cannot refit; what ``open_plan`` raises.
     """
     weightless = artifact.metadata.get("weightless") is True
     if not weightless and artifact.metadata.get("refittable") is not True:
@@ -89,7 +89,11 @@ def refit_engine(plan: OpenPlan, weights: Mapping[str, torch.Tensor]) -> None:
 
 
 def _refitter(plan: OpenPlan) -> Any:
-    return plan.library.module.Refitter(plan.engine, plan.logger)
+    """Raises MissingPackage where the library cannot refit: the lean runtime may come without it."""
+    make = getattr(plan.library.module, "Refitter", None)
+    if make is None:
+        raise MissingPackage(f"refit: {plan.name} cannot put weights into a plan: install the full library, tensorrt 10 or 11 (from NVIDIA)")
+    return make(plan.engine, plan.logger)
 
 
 def _serialize(plan: OpenPlan) -> bytes:
