@@ -17,14 +17,16 @@ from . import errors
 if TYPE_CHECKING:
     from .compiler import compile
     from .engine.engine import Engine, load, save
+    from .engine.merge import merge
     from .engine.report import Report
     from .inputs import Input
     from .precision_aliases import dtype
+    from .refit_engine import refit
     from .settings import CompileSettings
 
 __version__ = "0.1.0"
 
-__all__ = ["CompileSettings", "Engine", "Input", "Report", "__version__", "compile", "dtype", "errors", "load", "save"]
+__all__ = ["CompileSettings", "Engine", "Input", "Report", "__version__", "compile", "dtype", "errors", "load", "merge", "refit", "save"]
 
 #: Imported on first use, so that ``import torchkiln`` costs little (``torchkiln --help`` needs no torch) and loading an engine imports no compiler.
 _LAZY = {
@@ -32,6 +34,8 @@ _LAZY = {
     "Engine": "engine.engine",
     "Input": "inputs",
     "load": "engine.engine",
+    "merge": "engine.merge",
+    "refit": "refit_engine",
     "save": "engine.engine",
     "Report": "engine.report",
     "CompileSettings": "settings",

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .dtypes import PRECISIONS, dtype_name, precision_name
+from .dtypes import PRECISIONS, dtype_name, parse_dtype, precision_name
 from .errors import UnknownOption, UnsupportedOption, UserError
 from .target import CURRENT, parse_names
 
@@ -140,6 +140,11 @@ class CompileSettings:
         return [f.name for f in fields(self) if readers[f.name] and backend not in readers[f.name] and getattr(self, f.name) != f.default]
 
     @property
+    def takes_new_weights(self) -> bool:
+        """Whether the engine's weights can be replaced after the build."""
+        return self.strip_engine_weights or not self.immutable_weights
+
+    @property
     def target_names(self) -> tuple[str, ...]:
         """What to build for; ``current`` when nothing was said."""
         return self.target or (CURRENT,)
@@ -158,6 +163,14 @@ class CompileSettings:
     @property
     def precision_names(self) -> list[str]:
         return [name for name, dtype in PRECISIONS.items() if dtype in self.enabled_precisions]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> CompileSettings:
+        """The settings that ``as_json`` gave. Raises UnknownOption, UserError."""
+        dtypes = {f.name for f in fields(cls) if str(f.type).startswith("torch.dtype")}
+        return cls.from_options(
+            {k: parse_dtype(v) if k in dtypes and isinstance(v, str) else v for k, v in data.items()}, where="settings of an engine"
+        )
 
     def as_json(self) -> dict[str, Any]:
         """The settings as JSON values, for reports and engine files."""

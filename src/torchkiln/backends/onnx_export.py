@@ -38,13 +38,19 @@ def export_onnx(program: ExportedProgram, *, optimize: bool = True) -> Any:
     return exported
 
 
-def take_weights(model: Any) -> dict[str, torch.Tensor]:
-    """Replace each large initializer by a reference to an external one of the name ``weight_N``; the tensors by that name."""
+def take_weights(model: Any, *, small_too: bool = False) -> dict[str, torch.Tensor]:
+    """Replace each large initializer by a reference to an external one of the name ``weight_N``; the tensors by that name.
+
+    ``small_too``: floating ones of two elements and more as well, save those that libraries read as sizes.
+    """
     ir = import_onnx_ir()
     weights: dict[str, torch.Tensor] = {}
     for value in list(model.graph.initializers.values()):
         constant = value.const_value
-        if constant is None or constant.nbytes < _SMALL_BYTES:
+        if constant is None:
+            continue
+        is_small_weight = small_too and constant.dtype.is_floating_point() and constant.size > 1 and not _is_read_as_size(value)
+        if constant.nbytes < _SMALL_BYTES and not is_small_weight:
             continue
         name = f"{WEIGHT_PREFIX}{len(weights)}"
         weights[name] = _tensor(constant)
@@ -53,6 +59,10 @@ def take_weights(model: Any) -> dict[str, torch.Tensor]:
             location="weights", offset=0, length=constant.nbytes, dtype=constant.dtype, shape=constant.shape, name=name
         )
     return weights
+
+
+def _is_read_as_size(value: Any) -> bool:
+    return any(node.op_type == "Resize" for node in value.consumers())
 
 
 def _tensor(constant: Any) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The command line: ``torchkiln compile``, ``run``, ``bench``, ``inspect``, ``export``, ``merge``, ``doctor``.
+"""The command line: ``torchkiln compile``, ``run``, ``bench``, ``inspect``, ``export``, ``merge``, ``refit``, ``doctor``.
 
 Commands import torch only when they run, so that ``--help`` answers at once.
 """
@@ -20,6 +20,7 @@ from .doctor import doctor
 from .export import export
 from .inspect import inspect
 from .merge import merge
+from .refit import refit
 from .run import run
 from .settings_options import SettingsCommand
 
@@ -57,6 +58,7 @@ app.command("bench")(bench)
 app.command("inspect")(inspect)
 app.command("export")(export)
 app.command("merge")(merge)
+app.command("refit")(refit)
 app.command("doctor")(doctor)
 
 

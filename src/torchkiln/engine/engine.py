@@ -117,6 +117,11 @@ class Engine:
         return tuple(name for contents in self._held for name in contents.targets)
 
     @property
+    def runs_here(self) -> bool:
+        """Whether the engine can be called on this machine."""
+        return not self._absent
+
+    @property
     def target_note(self) -> str:
         """Why these of the held contents run here, or why none can."""
         return self._absent or self._reason

@@ -32,7 +32,8 @@ def build(segment: Segment, candidate: Candidate, settings: CompileSettings) -> 
         UnsupportedOption: a setting that this library cannot honour.
     """
     library = import_builder(candidate.targets)
-    graph = convert_segment(segment, candidate.precision)
+    weightless, refittable = settings.strip_engine_weights, settings.takes_new_weights
+    graph = convert_segment(segment, candidate.precision, all_weights=refittable)
     stand_in = make_stand_in(graph, settings.num_threads)
     error = onnx_error(graph, segment.example_inputs, stand_in, segment)
     _check_error(error, segment, candidate, settings)
@@ -44,7 +45,6 @@ def build(segment: Segment, candidate: Candidate, settings: CompileSettings) -> 
     _compare(parsed.network, inputs, outputs, graph)
     for port, ranges in zip(inputs, zip(*graph.segment.profiles, strict=True), strict=True):
         port["profiles"] = [{"min": list(r.min), "opt": list(r.opt), "max": list(r.max)} for r in ranges]
-    weightless = settings.strip_engine_weights
     metadata: dict[str, Any] = {
         "library": library.flavor,
         "version": library.version,
@@ -58,9 +58,11 @@ def build(segment: Segment, candidate: Candidate, settings: CompileSettings) -> 
         "build_s": round(build_s, 3),
         "workspace_size": settings.workspace_size,
         "weightless": weightless,
-        "refittable": not settings.immutable_weights or weightless,
+        "refittable": refittable,
         "version_compatible": settings.version_compatible,
     }
+    if refittable:
+        metadata |= {"graph_sha256": graph.sha256, "weights_sha256": graph.weight_digests()}
     tensors = {**graph.constants, **(graph.weights if weightless else {})}
     return Artifact(plan, tensors, metadata, native_code=True, stand_in=stand_in)
 

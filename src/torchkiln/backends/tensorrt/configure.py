@@ -55,6 +55,7 @@ def _set_flags(trt: Any, config: Any, settings: CompileSettings, is_rtx: bool) -
         if is_rtx:
             raise UnsupportedOption("version_compatible: a plan of TensorRT-RTX is bound to its version: build it with the version that will run it")
         config.set_flag(flags.VERSION_COMPATIBLE)
+        config.set_flag(flags.EXCLUDE_LEAN_RUNTIME)  # a plan with a runtime inside is host code, which is not run
     if settings.hardware_compatible:
         if is_rtx:
             raise UnsupportedOption("hardware_compatible: a plan of TensorRT-RTX serves every target it is asked for: target='sm_86,sm_89'")

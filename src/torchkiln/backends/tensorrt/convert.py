@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 
 import torch
 
 from ...dtypes import precision_name
+from ...engine.safetensors_member import tensor_bytes
 from ...errors import BuildFailed
 from ...partition.narrow_segment import narrow_segment
 from ...partition.segment import Segment
@@ -37,23 +39,31 @@ class OnnxGraph:
     outputs: list[str]
 
     @property
-    def size_bytes(self) -> int:
-        return len(self.proto) + sum(weight.nbytes for weight in self.weights.values())
+    def sha256(self) -> str:
+        """Of the graph alone: equal for two models that differ in their (taken) weights only."""
+        return hashlib.sha256(self.proto).hexdigest()
+
+    def weight_digests(self) -> dict[str, str]:
+        """The sha256 of each weight's bytes."""
+        return {name: hashlib.sha256(tensor_bytes(weight).numpy().data).hexdigest() for name, weight in self.weights.items()}
 
 
-def convert_segment(segment: Segment, precision: torch.dtype) -> OnnxGraph:
+def convert_segment(segment: Segment, precision: torch.dtype, *, all_weights: bool = False) -> OnnxGraph:
     """The segment through torchkiln's precision pass and torch's ONNX exporter. Inputs and outputs keep their dtypes. Converted once for a
     precision; the segment itself is not changed.
 
+    Args:
+        all_weights: take the small weights out of the graph too, for plans whose weights are to be replaced.
+
     Raises BuildFailed with the exporter's message.
     """
-    key = ("tensorrt", precision)
+    key = ("tensorrt", precision, all_weights)
     if key not in segment.prepared:
-        segment.prepared[key] = _convert(segment, precision)
+        segment.prepared[key] = _convert(segment, precision, all_weights)
     return segment.prepared[key]
 
 
-def _convert(segment: Segment, precision: torch.dtype) -> OnnxGraph:
+def _convert(segment: Segment, precision: torch.dtype, all_weights: bool) -> OnnxGraph:
     import_onnx_ir()
     narrowed = narrow_segment(segment)
     if narrowed.segment is None:
@@ -70,7 +80,9 @@ def _convert(segment: Segment, precision: torch.dtype) -> OnnxGraph:
         name = precision_name(precision)
         raise BuildFailed(f"torch.onnx cannot export {segment.name} in {name}: {type(error).__name__}: {first_line(error)}") from error
     model = program.model
-    weights = take_weights(model)
+    for part in (model, model.graph, *model.graph):
+        part.metadata_props.clear()  # stack traces and the like: they hold paths, and differ where the graph is the same
+    weights = take_weights(model, small_too=all_weights)
     return OnnxGraph(
         proto=program.model_proto.SerializeToString(),
         weights=weights,

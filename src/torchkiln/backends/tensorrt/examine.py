@@ -28,7 +28,7 @@ def examine(segment: Segment, candidate: Candidate, settings: CompileSettings) -
     """
     library = import_builder(candidate.targets)
     try:
-        errors = parse_network(library, convert_segment(segment, candidate.precision)).errors
+        errors = parse_network(library, convert_segment(segment, candidate.precision, all_weights=settings.takes_new_weights)).errors
     except BuildFailed as error:
         errors = str(error)
     if not errors:
