@@ -1,8 +1,9 @@
 """onnx_check: the ONNX graph that TensorRT parses, run by ONNX Runtime on the CPU: against PyTorch, and in place of an engine that cannot run here.
 
-ONNX Runtime's CPU provider has few fp16 kernels and no bf16 ones. In fp16 it computes an operator in fp32 and rounds its result to fp16. For bf16 the
-graph is rewritten to do the same: every value that is bf16 is rounded to bf16, and computed with in fp32. So weights, inputs and results of every
-operator are as narrow as on the GPU, while sums inside an operator are fp32, as tensor cores' are.
+ONNX Runtime's CPU provider has few fp16 kernels and no bf16 ones. An operator that it has no fp16 kernel for is computed in fp32, and the casts
+between such operators are dropped (at every optimization level): nothing is rounded there, and nothing overflows. So the graph is rewritten: every
+value that is fp16 or bf16 is rounded to that type, and computed with in fp32. Weights, inputs and results of every operator are as narrow as on the
+GPU, while sums inside an operator are fp32, as tensor cores' are. Where TensorRT fuses operators it may round less often.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from ..contract import Runner
 from ..onnx_export import first_line
 from ..onnxruntime.runtime import Session
 from .convert import OnnxGraph
-from .round_bf16 import round_bf16
+from .round_low import round_low
 
 
 def make_stand_in(graph: OnnxGraph, num_threads: int | None) -> Runner:
     """A Runner of the whole segment. Raises BuildFailed when ONNX Runtime refuses the graph."""
-    proto, weights = round_bf16(graph.proto, graph.weights)
+    proto, weights = round_low(graph.proto, graph.weights)
     try:
         session = Session(Artifact(proto, {**weights}), num_threads, spin=False)
     except TorchkilnError as error:
