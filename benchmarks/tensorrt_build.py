@@ -110,11 +110,26 @@ def build(model: str, shape: str) -> dict[str, Any]:
         "layers": sum(len(plan.metadata["layers"]) for plan in plans),
         "onnx_error": max(plan.metadata["onnx_error"] for plan in plans),
         "parity": report.parity.relative_error,
+        "torch_fp16_error": torch_fp16_error(loaded.model, sizes),
         "total_s": total_s,
         "phases_s": report.phases_s,
         "engine_bytes": sum(len(plan.payload) for plan in plans),
         "notes": loaded.notes,
     }
+
+
+def torch_fp16_error(model: Any, sizes: tuple[int, ...]) -> float:
+    """What PyTorch's own ``model.half()`` on the CPU is off by: relative L2 error over all outputs against float32, on one seeded random input."""
+    import torch
+
+    from torchkiln.verify.reference import flat_tensors
+
+    x = torch.randn(sizes, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        references = flat_tensors(model(x))
+        outputs = flat_tensors(model.half()(x.half()))
+    difference = sum(float((o.double() - r.double()).square().sum()) for o, r in zip(outputs, references, strict=True))
+    return float((difference / sum(float(r.double().square().sum()) for r in references)) ** 0.5)
 
 
 def environment() -> dict[str, Any]:
@@ -136,17 +151,17 @@ def markdown(result: dict[str, Any]) -> str:
             f"For {', '.join(result['targets'])} in {result['precision']}, one plan for all three, by TensorRT-RTX {libraries.get('tensorrt-rtx', '?')} "
             f"(torch {libraries['torch']}) on {result['environment']['cpu']['model']}, {result['environment']['cpu']['usable_cores']} cores. "
             "ONNX error: relative L2 error of the ONNX graph that TensorRT parsed, run by ONNX Runtime on the CPU, against PyTorch in fp32. "
-            "No GPU ran these engines."
+            "PyTorch fp16: what model.half() in PyTorch on the same CPU is off by. Weights are random. No GPU ran these engines."
         ),
         "",
         f"    {result['command']}",
         "",
-        "| model | input | segments | operators | left to PyTorch | ONNX error | build s | engine MB | reasons |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | input | segments | operators | left to PyTorch | ONNX error | PyTorch fp16 | build s | engine MB | reasons |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
         if row["status"] != "built":
-            lines.append(f"| {row['model']} | {row['shape']} | {row['status']} |  |  |  |  |  |  |")
+            lines.append(f"| {row['model']} | {row['shape']} | {row['status']} |  |  |  |  |  |  |  |")
             continue
         segments = f"{row['segments']['tensorrt']}" + (f" + {row['segments']['torch']} torch" if row["segments"]["torch"] else "")
         cells = (
@@ -156,6 +171,7 @@ def markdown(result: dict[str, Any]) -> str:
             row["ops"],
             row["torch_ops"],
             f"{row['onnx_error']:.1e}",
+            f"{row['torch_fp16_error']:.1e}",
             f"{row['total_s']:.1f}",
             f"{row['engine_bytes'] / 1e6:.1f}",
             "; ".join(row["rejects"]) or "-",
