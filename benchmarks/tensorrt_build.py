@@ -148,7 +148,7 @@ def markdown(result: dict[str, Any]) -> str:
         "# TensorRT engines built without a GPU",
         "",
         (
-            f"For {', '.join(result['targets'])} in {result['precision']}, one plan for all three, by TensorRT-RTX {libraries.get('tensorrt-rtx', '?')} "
+            f"For {', '.join(result['targets'])} in {result['precision']}, one plan for all, by TensorRT-RTX {libraries.get('tensorrt-rtx', '?')} "
             f"(torch {libraries['torch']}) on {result['environment']['cpu']['model']}, {result['environment']['cpu']['usable_cores']} cores. "
             "ONNX error: relative L2 error of the ONNX graph that TensorRT parsed, run by ONNX Runtime on the CPU, against PyTorch in fp32. "
             "PyTorch fp16: what model.half() in PyTorch on the same CPU is off by. Weights are random. No GPU ran these engines."

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from seeds.conftest import device, one_native_backend  # noqa: F401 (fixtures: one backend to race, so that builds are short)
+from torchkiln.backends.registry import BACKENDS
 from torchkiln.bench import read_json
 from torchkiln.bench.peers import choose_peers
 
@@ -47,6 +48,17 @@ def test_dynamic_shapes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
 def test_mixed_fallback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     output = run_example("mixed_fallback.py", capsys=capsys, monkeypatch=monkeypatch)
     assert "clip_outliers" in output
+    assert max(differences(output)) < 1e-4
+
+
+def test_other_gpus(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    table = {name: BACKENDS[name] for name in ("tensorrt", "torch")}  # the CPU's own race has tests of its own
+    monkeypatch.setattr("torchkiln.backends.registry.BACKENDS", table)
+    monkeypatch.setattr("torchkiln.race.race.BACKENDS", table)
+    output = run_example("other_gpus.py", capsys=capsys, monkeypatch=monkeypatch)
+    assert re.search(r"sm_86, sm_89: tensorrt fp16, relative error \S+e-0[34]", output)
+    assert "one file for cpu, sm_86, sm_89" in output
+    assert "runs torch here: asked for" in output
     assert max(differences(output)) < 1e-4
 
 
