@@ -14,7 +14,7 @@ import torchvision
 
 import torchkiln
 
-model = torchvision.models.mobilenet_v3_small(weights=None).eval()
+model = torchvision.models.resnet18(weights=None).eval()
 image = torchkiln.Input(min_shape=(1, 3, 96, 96), opt_shape=(4, 3, 96, 96), max_shape=(8, 3, 96, 96), name="image")
 
 engine = torchkiln.compile(
@@ -27,7 +27,7 @@ for report in engine.reports():
     print(f"{report.device}: {report.backend} {report.precision}, relative error {report.parity.relative_error:.1e}")
 
 with tempfile.TemporaryDirectory() as folder:
-    path = Path(folder) / "mobilenet.kiln"
+    path = Path(folder) / "resnet18.kiln"
     engine.save(path)
     print(f"one file for {', '.join(engine.targets)}: {path.stat().st_size / 1e6:.1f} MB")
     loaded = torchkiln.load(path, device="cpu")

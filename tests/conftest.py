@@ -72,7 +72,17 @@ class MadeBackend:
 
 
 @pytest.fixture
-def made_backend(monkeypatch):
+def backend_table():
+    """The registry's table, to be changed in place (modules imported meanwhile hold the same one); as it was, order and all, after the test."""
+    saved = dict(BACKENDS)
+    yield BACKENDS
+    BACKENDS.clear()
+    BACKENDS.update(saved)
+    get_backend.cache_clear()
+
+
+@pytest.fixture
+def made_backend(monkeypatch, backend_table):
     """``made_backend(name, ...)`` puts a MadeBackend in the registry for one test; the name must be one the settings know."""
 
     def make(
@@ -89,9 +99,10 @@ def made_backend(monkeypatch):
         module = types.ModuleType(f"made_{name}")
         module.BACKEND = backend
         monkeypatch.setitem(sys.modules, module.__name__, module)
-        table = {name: module.__name__, "torch": BACKENDS["torch"]} if alone else {**BACKENDS, name: module.__name__}
-        monkeypatch.setattr("torchkiln.backends.registry.BACKENDS", table)
-        monkeypatch.setattr("torchkiln.race.race.BACKENDS", table)
+        for other in list(backend_table) if alone else ():
+            if other not in (name, "torch"):
+                del backend_table[other]
+        backend_table[name] = module.__name__
         get_backend.cache_clear()
         return backend
 

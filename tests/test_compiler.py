@@ -138,7 +138,7 @@ def test_dryrun_builds_nothing(model, made_backend):
 def test_options_that_do_not_exist_or_make_no_sense(model):
     with pytest.raises(UnknownOption, match="Did you mean 'min_block_size'"):
         torchkiln.compile(model, [X], min_blok_size=2)
-    with pytest.raises(UnsupportedOption, match="build the engine again"):
+    with pytest.raises(UnsupportedOption, match="say immutable_weights=False"):
         torchkiln.compile(model, [X], refit=True)
     for bad in ({"backend": "tensorrt8"}, {"min_block_size": 0}, {"verify": -1}, {"enabled_precisions": {torch.int8}}, {"enabled_precisions": set()}):
         with pytest.raises(UserError):

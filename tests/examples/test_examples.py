@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from seeds.conftest import device, one_native_backend  # noqa: F401 (fixtures: one backend to race, so that builds are short)
-from torchkiln.backends.registry import BACKENDS
 from torchkiln.bench import read_json
 from torchkiln.bench.peers import choose_peers
 
@@ -51,10 +50,9 @@ def test_mixed_fallback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     assert max(differences(output)) < 1e-4
 
 
-def test_other_gpus(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    table = {name: BACKENDS[name] for name in ("tensorrt", "torch")}  # the CPU's own race has tests of its own
-    monkeypatch.setattr("torchkiln.backends.registry.BACKENDS", table)
-    monkeypatch.setattr("torchkiln.race.race.BACKENDS", table)
+def test_other_gpus(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, backend_table: dict[str, str]) -> None:
+    del backend_table["openvino"]  # the CPU's own race has tests of its own
+    backend_table["tensorrt"] = "torchkiln.backends.tensorrt"
     output = run_example("other_gpus.py", capsys=capsys, monkeypatch=monkeypatch)
     assert re.search(r"sm_86, sm_89: tensorrt fp16, relative error \S+e-0[34]", output)
     assert "one file for cpu, sm_86, sm_89" in output
@@ -92,6 +90,6 @@ def test_the_demo_names_peers_that_exist() -> None:
 
 def test_every_example_is_tested() -> None:
     names = {path.stem for path in EXAMPLES.glob("*.py")}
-    assert names == {"quickstart", "dynamic_shapes", "mixed_fallback", "torch_compile_backend", "demo"}
+    assert names == {"quickstart", "dynamic_shapes", "mixed_fallback", "torch_compile_backend", "other_gpus", "demo"}
     assert all(f"test_{name}" in globals() for name in names)
     assert all(len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 60 for name in names - {"demo"})

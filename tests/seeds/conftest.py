@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from torchkiln.backends.registry import BACKENDS
-
 
 @pytest.fixture
 def device() -> str:
@@ -15,9 +13,9 @@ def device() -> str:
 
 
 @pytest.fixture(autouse=True)
-def one_native_backend(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def one_native_backend(device: str, backend_table: dict[str, str]) -> None:
     """Leave one backend and PyTorch to choose from: racing all of them over these large models takes minutes, and the race has tests of its own."""
     kept = "inductor" if device == "cuda" else "openvino"
-    table = {name: BACKENDS[name] for name in (kept, "torch")}
-    monkeypatch.setattr("torchkiln.backends.registry.BACKENDS", table)
-    monkeypatch.setattr("torchkiln.race.race.BACKENDS", table)
+    for name in list(backend_table):
+        if name not in (kept, "torch"):
+            del backend_table[name]
