@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from ..backends.contract import Candidate
+from ..backends.contract import Backend, Candidate, Reject
 from ..backends.registry import BACKENDS, get_backend
 from ..dtypes import precision_name
 from ..engine.report import CandidateReport, RejectReport, Report
@@ -50,17 +50,25 @@ def find_candidates(targets: Sequence[Target], settings: CompileSettings, report
         if name == TORCH and settings.require_full_compilation:
             report.candidates.append(CandidateReport(name, "skipped", reason="require_full_compilation leaves nothing to PyTorch"))
             continue
-        candidates, rejects = backend.candidates(targets[0], settings)
+        candidates, rejects = _candidates_for_all(backend, targets, settings)
         report.rejects += [RejectReport(r.subject, "precision", name, r.reason) for r in rejects]
         if not candidates:
             # float32 is wider than anything that was allowed, so it is always a correct way out.
-            candidates, _ = backend.candidates(targets[0], replace(settings, enabled_precisions=frozenset({torch.float32})))
+            candidates, _ = _candidates_for_all(backend, targets, replace(settings, enabled_precisions=frozenset({torch.float32})))
             report.notes += [f"{name} computes in fp32: it has none of the enabled precisions here" for _ in candidates[:1]]
         found += [replace(c, targets=tuple(targets)) for c in sorted(candidates, key=lambda c: c.precision.itemsize)]
     if not found and all(candidate.status == "unavailable" for candidate in report.candidates):
         reasons = "".join(f"\n  {candidate.name}: {candidate.reason}" for candidate in report.candidates)
         raise BackendUnavailable(f"no backend can build for {', '.join(map(str, targets))} on this machine:{reasons}")
     return found
+
+
+def _candidates_for_all(backend: Backend, targets: Sequence[Target], settings: CompileSettings) -> tuple[list[Candidate], list[Reject]]:
+    """The candidates that every target can compute in, and each refusal once."""
+    answers = [backend.candidates(target, settings) for target in targets]
+    common = set.intersection(*({c.precision for c in found} for found, _ in answers))
+    rejects = {reject: None for _, refused in answers for reject in refused}
+    return [c for c in answers[0][0] if c.precision in common], list(rejects)
 
 
 class Race:
