@@ -118,8 +118,11 @@ def build(model: str, shape: str) -> dict[str, Any]:
     }
 
 
-def torch_fp16_error(model: Any, sizes: tuple[int, ...]) -> float:
-    """What PyTorch's own ``model.half()`` on the CPU is off by: relative L2 error over all outputs against float32, on one seeded random input."""
+def torch_fp16_error(model: Any, sizes: tuple[int, ...]) -> float | None:
+    """What PyTorch's own ``model.half()`` on the CPU is off by: relative L2 error over all outputs against float32, on one seeded random input.
+
+    None where it gives numbers that are not finite.
+    """
     import torch
 
     from torchkiln.verify.reference import flat_tensors
@@ -129,7 +132,8 @@ def torch_fp16_error(model: Any, sizes: tuple[int, ...]) -> float:
         references = flat_tensors(model(x))
         outputs = flat_tensors(model.half()(x.half()))
     difference = sum(float((o.double() - r.double()).square().sum()) for o, r in zip(outputs, references, strict=True))
-    return float((difference / sum(float(r.double().square().sum()) for r in references)) ** 0.5)
+    error = float((difference / sum(float(r.double().square().sum()) for r in references)) ** 0.5)
+    return error if error < float("inf") else None
 
 
 def environment() -> dict[str, Any]:
@@ -171,7 +175,7 @@ def markdown(result: dict[str, Any]) -> str:
             row["ops"],
             row["torch_ops"],
             f"{row['onnx_error']:.1e}",
-            f"{row['torch_fp16_error']:.1e}",
+            "not finite" if row["torch_fp16_error"] is None else f"{row['torch_fp16_error']:.1e}",
             f"{row['total_s']:.1f}",
             f"{row['engine_bytes'] / 1e6:.1f}",
             "; ".join(row["rejects"]) or "-",

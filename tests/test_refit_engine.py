@@ -10,7 +10,7 @@ from torch import nn
 
 import torchkiln
 from torchkiln.engine.contents import EngineContents
-from torchkiln.errors import ParityFailed, TargetMismatch, UserError
+from torchkiln.errors import CorruptEngineFile, ParityFailed, TargetMismatch, UserError
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -138,6 +138,24 @@ def test_a_refittable_plan_needs_its_gpu(build):
     engine = build(net(1), strip_engine_weights=False, immutable_weights=False)
     with pytest.raises(TargetMismatch):
         torchkiln.refit(engine, net(2))
+
+
+@pytest.mark.parametrize("options", [{"output_dtype": torch.float16}, {}])
+def test_the_tolerance_is_that_of_a_build(options):
+    model = net(1) if options else net(1).bfloat16()
+    images = [IMAGE.to(model.head.weight.dtype), SCALE.to(model.head.weight.dtype)]
+    engine = torchkiln.compile(model, images, backend="torch", **options)
+    assert torchkiln.refit(engine, model).report().parity.tolerance == engine.report().parity.tolerance
+
+
+@pytest.mark.parametrize(
+    "settings", [{"target": 5}, {"device": [1]}, {"enabled_precisions": [{}]}, {"seed": "abc"}, {"seed": 10**30}, {"unknown": 1}]
+)
+def test_settings_of_a_forged_file(settings):
+    engine = torchkiln.compile(net(1), [IMAGE, SCALE], backend="torch")
+    engine.contents.report.settings.update(settings)
+    with pytest.raises(CorruptEngineFile, match="engine Net: the settings it was built with do not make sense: "):
+        torchkiln.refit(engine, net(1))
 
 
 def test_the_new_engine_is_checked(build, monkeypatch):

@@ -19,7 +19,7 @@ def test_names(text, name):
     assert canonical_name(text) == name
 
 
-@pytest.mark.parametrize("text", ["", "sm", "sm_8", "sm_1234", "89", "gpu", "cuda", "sm_8x", "8.9.1"])
+@pytest.mark.parametrize("text", ["", "sm", "sm_8", "sm_1234", "89", "gpu", "cuda", "sm_8x", "8.9.1", "sm_089", "sm_00", "sm_\u0668\u0669"])
 def test_a_name_that_is_none(text):
     with pytest.raises(UserError, match="expected 'cpu', 'current' or a compute capability as 'sm_89'"):
         canonical_name(text)
@@ -29,13 +29,15 @@ def test_lists_of_names():
     assert parse_names(None) == ()
     assert parse_names("sm_86,cpu, SM86") == ("sm_86", "cpu")
     assert parse_names([Target("sm_120"), "8.9"]) == ("sm_120", "sm_89")
-    with pytest.raises(UserError, match="got 89"):
-        parse_names([89])
+    for value in ([89], 89, b"cpu", torch.device("cpu"), [torch.device("cpu")]):
+        with pytest.raises(UserError, match="expected 'cpu', 'current' or a compute capability as 'sm_89'"):
+            parse_names(value)
 
 
 def test_what_a_target_is():
     assert Target("sm_89").compute_capability == (8, 9)
     assert Target("sm_120").compute_capability == (12, 0)
+    assert Target("sm_80+").compute_capability == (8, 0)
     assert Target("sm_89").device_type == "cuda"
     assert not Target("sm_89").is_here
     cpu = Target.of(CPU)

@@ -15,7 +15,7 @@ from .backends.contract import Candidate
 from .capture.arguments import Arguments, read_arguments
 from .capture.capture import Model, capture
 from .capture.exported_program import default_arguments
-from .capture.model_device import devices_of, move_model, tensors_of
+from .capture.model_device import devices_of, digest_of, move_model, precision_of
 from .dtypes import precision_name
 from .engine.contents import EngineContents
 from .engine.engine import Engine
@@ -86,7 +86,7 @@ def _compile_for(
     device = group.device
     model = move_model(model, device)
     arguments = _arguments(model, inputs, kwarg_inputs, device, settings)
-    precision = _model_precision(model)
+    precision = precision_of(model)
     report = Report(
         model=_model_name(model),
         device=group.name,
@@ -117,6 +117,7 @@ def _compile_for(
     if not best.parity.verified:
         report.notes.append("not verified: verify=False")
     report.notes += [f"{name}: not read by {report.backend}, the backend that was kept" for name in settings.unread_by(report.backend)]
+    best.contents.model_sha256 = digest_of(model)
     return best.contents
 
 
@@ -179,12 +180,6 @@ def _device_of(model: Model, settings: CompileSettings) -> torch.device:
     if found and found[0] != asked:
         raise UserError(f"device: {asked} was asked for, but the model is on {found[0]}: call model.to({str(asked)!r}) first")
     return asked
-
-
-def _model_precision(model: Model) -> torch.dtype:
-    """The narrowest floating dtype among the model's tensors, if it is a compute precision."""
-    dtypes = [t.dtype for t in tensors_of(model) if t.dtype in (torch.float16, torch.bfloat16, torch.float32)]
-    return min(dtypes, key=lambda d: d.itemsize, default=torch.float32)
 
 
 def _model_name(model: Model) -> str:

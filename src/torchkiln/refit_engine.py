@@ -14,7 +14,7 @@ from .backends.contract import Candidate
 from .backends.registry import get_backend
 from .capture.arguments import Arguments
 from .capture.capture import Model, capture
-from .capture.model_device import move_model
+from .capture.model_device import digest_of, move_model, precision_of
 from .dtypes import parse_precision, precision_name
 from .engine.artifact import Artifact
 from .engine.choose_target import describe_targets
@@ -22,7 +22,7 @@ from .engine.contents import EngineContents, EngineSegment
 from .engine.engine import Engine
 from .engine.file import read_engine_file
 from .engine.report import Report
-from .errors import ParityFailed, UserError
+from .errors import CorruptEngineFile, ParityFailed, UserError
 from .lower.convert_output_dtype import convert_output_dtype
 from .lower.pipeline import lower
 from .partition.extract import Step
@@ -33,7 +33,7 @@ from .race.attempt import Builder
 from .settings import CompileSettings
 from .target import Target
 from .verify.reference import Reference
-from .verify.tolerance import tolerance_for
+from .verify.tolerance import precisions_in, tolerance_for
 from .verify.verify import make_check_points, passed, verify
 
 _HOW = "Build it with backend='tensorrt' and immutable_weights=False or strip_engine_weights=True, or build it again with the new weights."
@@ -64,7 +64,7 @@ def refit(engine: Engine | str | PathLike[str], model: Model, *, trusted: bool =
         raise UserError(f"refit: the engine holds several builds ({describe_targets(engine.held)}): refit files of one build each, and merge them")
     contents = engine.contents
     _check_refittable(contents)
-    settings = CompileSettings.from_json(contents.report.settings)
+    settings = _settings(contents)
     device = engine.device if engine.runs_here else torch.device("cpu")
     model = move_model(model, device)
     progress("capture", 0, 0)
@@ -82,7 +82,7 @@ def refit(engine: Engine | str | PathLike[str], model: Model, *, trusted: bool =
         segments.append(replace(segment, artifact=artifact))
         stand_ins.append(stand_in)
         progress("refit", number + 1, len(steps))
-    fresh = replace(contents, segments=tuple(segments), report=report)
+    fresh = replace(contents, segments=tuple(segments), report=report, model_sha256=digest_of(model))
     fresh.check()
     report.notes.append("refitted: the weights are those of another state of the model")
     ready = Engine(fresh, device) if engine.runs_here else Engine(fresh, device, runners=stand_ins)
@@ -98,6 +98,14 @@ def _check_refittable(contents: EngineContents) -> None:
     ]
     if fixed:
         raise UserError(f"refit: engine {contents.report.model}: {', '.join(fixed)} cannot take new weights. {_HOW}")
+
+
+def _settings(contents: EngineContents) -> CompileSettings:
+    """The settings the engine was built with. Raises CorruptEngineFile: they may come from a file."""
+    try:
+        return CompileSettings.from_json(contents.report.settings)
+    except (TypeError, ValueError, RuntimeError) as error:  # what values of a wrong type make of the checks; UserError is a ValueError
+        raise CorruptEngineFile(f"engine {contents.report.model}: the settings it was built with do not make sense: {error}") from error
 
 
 def _arguments(contents: EngineContents, device: torch.device, seed: int) -> Arguments:
@@ -153,7 +161,7 @@ def _changed(digests: Mapping[str, str], before: Any) -> list[str]:
 
 
 def _verify(ready: Engine, model: Model, arguments: Arguments, settings: CompileSettings, report: Report, device: torch.device) -> None:
-    precisions = [parse_precision(s.precision) for s in ready.contents.segments]
+    precisions = precisions_in([parse_precision(s.precision) for s in ready.contents.segments], precision_of(model), settings.output_dtype)
     tolerance = tolerance_for(settings.verify, precisions, device)
     if tolerance is None:
         return

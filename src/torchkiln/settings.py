@@ -119,7 +119,8 @@ class CompileSettings:
             except RuntimeError as error:
                 raise UserError(f"device: {error}") from None
         put("target", parse_names(self.target))
-        for name, low, high in (("optimization_level", 0, 5), ("max_aux_streams", 0, 2**31 - 1), ("workspace_size", 0, 2**63 - 1)):
+        bounds = {"optimization_level": (0, 5), "max_aux_streams": (0, 2**31 - 1), "workspace_size": (0, 2**63 - 1), "seed": (0, 2**62)}
+        for name, (low, high) in bounds.items():
             value = getattr(self, name)
             if value is not None and (type(value) is not int or not low <= value <= high):
                 raise UserError(f"{name}: expected an integer from {low} to {high}, got {value!r}")

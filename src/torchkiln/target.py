@@ -14,8 +14,8 @@ CPU = "cpu"
 CURRENT = "current"
 
 #: sm_89 and SM89; also 8.9, as NVIDIA's tables write it.
-_SM = re.compile(r"sm_?(\d{2,3})", re.IGNORECASE)
-_DOTTED = re.compile(r"(\d{1,2})\.(\d)")
+_SM = re.compile(r"sm_?([1-9][0-9]{1,2})")
+_DOTTED = re.compile(r"([1-9][0-9]?)\.([0-9])")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Target:
         """(8, 9) for sm_89; None for what is no NVIDIA GPU."""
         if not self.name.startswith("sm_"):
             return None
-        number = int(self.name[3:])
+        number = int(self.name[3:].removesuffix("+"))
         return number // 10, number % 10
 
     def __str__(self) -> str:
@@ -94,6 +94,8 @@ def parse_names(value: str | Target | Iterable[str | Target] | None) -> tuple[st
     """``None``, ``"sm_86,cpu"``, ``["sm_86", "cpu"]`` -> names, each once, in order. Raises UserError."""
     if value is None:
         return ()
+    if isinstance(value, bytes) or not isinstance(value, (str, Target, Iterable)):
+        raise UserError(f"target: expected 'cpu', 'current' or a compute capability as 'sm_89', or several, got {value!r}")
     items = [value] if isinstance(value, (str, Target)) else list(value)
     names: dict[str, None] = {}
     for item in items:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from torchkiln.cli.shapes import parse_profile
-from torchkiln.engine.file import read_engine_file
+from torchkiln.engine.file import read_engine_file, write_engine_file
 from torchkiln.errors import UserError
 
 from .conftest import invoke, invoke_json
@@ -48,6 +48,16 @@ def test_inspect_lists_layers(gpu_file: Path) -> None:
     assert "layers of segment_0" not in short
     assert "layers of segment_0" in full
     assert "convolution" in full
+
+
+@pytest.mark.parametrize("layers", ["x", [1], [{}], 5, [{"name": "a", "type": "b", "dtype": "c", "shape": ["d"]}]])
+def test_a_forged_layer_table_is_one_message(gpu_file: Path, tmp_path: Path, layers: object) -> None:
+    (contents,) = read_engine_file(gpu_file, trusted=True)
+    contents.segments[0].artifact.metadata["layers"] = layers
+    write_engine_file([contents], tmp_path / "m.kiln")
+    result = invoke("inspect", tmp_path / "m.kiln")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("CorruptEngineFile: segment segment_0: layers: expected objects")
 
 
 def test_merged_with_a_cpu_engine(model_file: Path, gpu_file: Path, tmp_path: Path) -> None:

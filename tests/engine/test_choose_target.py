@@ -80,9 +80,7 @@ def test_asked_for_the_cpu(gpu):
         choose_target([ADA], "cpu")
 
 
-@pytest.mark.parametrize(
-    ("capability", "device", "expected"), [((9, 0), None, "sm_90"), ((9, 0), "cuda", "sm_90"), ((0, 0), None, "cpu"), ((0, 0), "cuda", "cpu")]
-)
+@pytest.mark.parametrize(("capability", "device", "expected"), [((9, 0), None, "sm_90"), ((9, 0), "cuda", "sm_90"), ((0, 0), None, "cpu")])
 def test_nothing_fits(gpu, capability, device, expected):
     gpu(*capability)
     with pytest.raises(TargetMismatch) as caught:
@@ -101,6 +99,21 @@ def test_a_gpu_number_that_is_not_there(gpu):
         choose_target([ADA], "warp")
 
 
+def test_a_device_that_is_not_here(gpu):
+    gpu(0, 0)
+    for device in ("cuda", "meta"):
+        with pytest.raises(TargetMismatch, match=f"asked to load on {device}, but this machine has no such device; .* Leave device out"):
+            choose_target([CPU, ADA], device)
+
+
+def test_the_gpus_very_own_build_comes_before_one_that_merely_runs(gpu):
+    gpu(8, 9)
+    ampere = held_for("sm_80+")
+    for held in ([ampere, ADA], [ADA, ampere]):
+        assert choose_target(held).contents is ADA
+    assert choose_target([ampere, HOPPER]).contents is ampere
+
+
 def test_fits():
     assert fits("sm_80+", Target("sm_120"))
     assert fits("sm_80+", Target("sm_80"))
@@ -111,6 +124,7 @@ def test_fits():
 
 def test_pick():
     assert pick_target([CPU, ADA], "sm_89") is ADA
+    assert pick_target([CPU, ADA], "8.6") is ADA
     assert pick_target([ADA], None) is ADA
     with pytest.raises(UserError, match=r"holds several targets, name one: cpu .*; sm_86, sm_89"):
         pick_target([CPU, ADA], None)
@@ -127,6 +141,8 @@ def test_an_engine_for_absent_gpus_can_be_saved_and_not_called(gpu, tmp_path):
     assert engine.report() is ADA.report
     with pytest.raises(TargetMismatch, match="no usable GPU; the engine holds"):
         call(engine)
+    with pytest.raises(TargetMismatch, match="no usable GPU"):
+        _ = engine.runners
     engine.save(tmp_path / "ada.kiln")
     with pytest.raises(TargetMismatch, match="Build what is missing"):
         torchkiln.load(tmp_path / "ada.kiln")

@@ -1,12 +1,14 @@
-"""model_device: where a model is, and a copy of it somewhere else."""
+"""model_device: where a model is, in which precision, with which weights; and a copy of it somewhere else."""
 
 from __future__ import annotations
 
 import copy
+import hashlib
 
 import torch
 from torch.export import ExportedProgram
 
+from ..engine.safetensors_member import tensor_bytes
 from .capture import Model
 
 
@@ -15,6 +17,21 @@ def tensors_of(model: Model) -> list[torch.Tensor]:
     if isinstance(model, ExportedProgram):
         return [v for v in (*model.state_dict.values(), *model.constants.values()) if isinstance(v, torch.Tensor)]
     return [*model.parameters(), *model.buffers()] if isinstance(model, torch.nn.Module) else []
+
+
+def precision_of(model: Model) -> torch.dtype:
+    """The narrowest floating dtype among the model's tensors, if it is a compute precision."""
+    dtypes = [t.dtype for t in tensors_of(model) if t.dtype in (torch.float16, torch.bfloat16, torch.float32)]
+    return min(dtypes, key=lambda d: d.itemsize, default=torch.float32)
+
+
+def digest_of(model: Model) -> str:
+    """sha256 of the model's parameters and buffers, in their order: dtypes, shapes and bytes. Equal for two loads of one checkpoint."""
+    digest = hashlib.sha256()
+    for tensor in tensors_of(model):
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor_bytes(tensor.detach().cpu()).numpy().data)
+    return digest.hexdigest()
 
 
 def devices_of(model: Model) -> list[torch.device]:

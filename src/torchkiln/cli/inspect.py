@@ -63,7 +63,7 @@ def _target_facts(index: int, contents: Any, sizes: dict[str, int]) -> dict[str,
             "native_code": s.artifact.native_code or s.backend not in DATA_BACKENDS,
             "payload_bytes": sizes.get(payload_member(index, s.name), 0),
             "tensor_bytes": sizes.get(tensors_member(index, s.name), 0),
-            "layers": s.artifact.metadata.get("layers", []),
+            "layers": _layers(s.artifact.metadata.get("layers", []), s.name),
         }
         for s in contents.segments
     ]
@@ -77,6 +77,20 @@ def _target_facts(index: int, contents: Any, sizes: dict[str, int]) -> dict[str,
         "segments": segments,
         "report": contents.report.as_json(),
     }
+
+
+def _layers(table: Any, segment: str) -> list[dict[str, Any]]:
+    """A segment's layer table, checked. Raises CorruptEngineFile."""
+    from ..errors import CorruptEngineFile
+
+    def fits(layer: Any) -> bool:
+        if not isinstance(layer, dict) or not all(type(layer.get(key)) is str for key in ("name", "type", "dtype")):
+            return False
+        return type(layer.get("shape")) is list and all(type(size) is int for size in layer["shape"])
+
+    if not isinstance(table, list) or not all(map(fits, table)):
+        raise CorruptEngineFile(f"segment {segment}: layers: expected objects with name, type, dtype and shape, got {table!r:.200}")
+    return table
 
 
 def _show(facts: dict[str, Any], layers: bool) -> None:

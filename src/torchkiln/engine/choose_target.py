@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import TargetMismatch, UserError
-from ..target import Target
+from ..target import Target, canonical_name
 from .contents import EngineContents
 
 
@@ -31,7 +31,8 @@ def choose_target(held: Sequence[EngineContents], device: torch.device | str | N
     wanted = _parse_device(device)
     here = _machine_gpu(wanted)
     if here is not None and (wanted is None or wanted.type == "cuda"):
-        for contents in held:
+        # What was built for this very GPU before what merely runs on it.
+        for contents in sorted(held, key=lambda contents: here.name not in contents.targets):
             if any(fits(name, here) for name in contents.targets):
                 return Choice(contents, _device(here), f"built for this machine's GPU ({here})")
     if wanted is None or wanted.type != "cuda":
@@ -46,6 +47,7 @@ def choose_target(held: Sequence[EngineContents], device: torch.device | str | N
 
 def pick_target(held: Sequence[EngineContents], name: str | None) -> EngineContents:
     """What is held for the target of that name; without a name, the only one held. Raises UserError listing what there is."""
+    name = None if name is None else canonical_name(name)
     found = [contents for contents in held if name is None or name in contents.targets]
     if len(found) != 1:
         problem = "holds several targets, name one" if name is None else f"holds nothing for {name}"
@@ -93,14 +95,17 @@ def _gpu_name(here: Target) -> str:
 
 def _mismatch(held: Sequence[EngineContents], wanted: torch.device | None, here: Target | None) -> str:
     model = held[0].report.model
+    what = f"the engine holds {describe_targets(held)}"
+    if wanted is not None and wanted.type != "cpu" and here is None:
+        return (
+            f"engine {model}: asked to load on {wanted}, but this machine has no such device; {what}. Leave device out, or use a machine that has one"
+        )
     if here is not None:
         problem, missing = f"this machine's GPU is {_gpu_name(here)}, {here}", here.name
-    elif wanted is not None and wanted.type != "cpu":
-        problem, missing = f"asked to load on {wanted}, but this machine has no usable GPU", "cpu"
     else:
         problem, missing = "asked to load on cpu" if wanted is not None else "this machine has no usable GPU", "cpu"
     source = model if ":" in model else "MODEL"
     return (
-        f"engine {model}: {problem}; the engine holds {describe_targets(held)}. Build what is missing: "
+        f"engine {model}: {problem}; {what}. Build what is missing: "
         f"torchkiln compile {source} --target {missing} -o {missing}.kiln, and put it into this file with torchkiln merge"
     )

@@ -76,6 +76,7 @@ class EngineContents:
     Attributes:
         device: the torch device it was built for ("cpu", "cuda:0", "cuda").
         targets: what it runs on: ("cpu",), ("sm_90",), or several GPUs that one build serves ("sm_86", "sm_89"). "sm_80+": and every later one.
+        model_sha256: of the source model's weights; "" when not known.
         built_on: the system, machine and library versions of the machine it was built on.
         inputs: the flat inputs, in the order of ``args_structure``'s leaves.
         args_structure: structure of ``(args, kwargs)``.
@@ -99,6 +100,7 @@ class EngineContents:
     report: Report
     equal_dims: EqualDims = ()
     targets: tuple[str, ...] = ("cpu",)
+    model_sha256: str = ""
     built_on: BuiltOn = field(default_factory=BuiltOn.here)
 
     def check(self) -> None:
@@ -158,16 +160,28 @@ class EngineContents:
 
 
 def check_together(held: Sequence[EngineContents]) -> None:
-    """Raises CorruptEngineFile unless the contents have the same call and no target twice."""
+    """Raises CorruptEngineFile unless the contents are of one model, have the same call, and no target is there twice."""
     names = [name for contents in held for name in contents.targets]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise CorruptEngineFile(f"targets: {', '.join(twice)} is there twice")
     first = held[0]
     for contents in held[1:]:
-        same = contents.inputs == first.inputs and contents.output_names == first.output_names and contents.equal_dims == first.equal_dims
-        if not same or contents.args_structure != first.args_structure or contents.outputs_structure != first.outputs_structure:
-            raise CorruptEngineFile(f"targets: {', '.join(first.targets)} and {', '.join(contents.targets)} differ in their inputs or outputs")
+        where = f"targets: {', '.join(first.targets)} and {', '.join(contents.targets)}"
+        for what, one, other in zip(_CALL_FIELDS, _call_of(first), _call_of(contents), strict=True):
+            if one != other:
+                raise CorruptEngineFile(f"{where} differ in their {what}: {one!r:.300} and {other!r:.300}")
+        if first.model_sha256 and contents.model_sha256 and first.model_sha256 != contents.model_sha256:
+            raise CorruptEngineFile(f"{where} were built from models with different weights")
+
+
+_CALL_FIELDS = ("inputs (name, dtype, casts, min, max)", "equal dimensions", "argument structure", "outputs", "output structure")
+
+
+def _call_of(contents: EngineContents) -> tuple[object, ...]:
+    """What a call depends on; not what the engine is tuned for, or which values it was checked on."""
+    inputs = [(spec.name, str(spec.dtype), spec.any_float, spec.min_shape, spec.max_shape) for spec in contents.inputs]
+    return inputs, contents.equal_dims, contents.args_structure, contents.output_names, contents.outputs_structure
 
 
 def _expect(where: str, expected: object, got: int) -> None:

@@ -128,7 +128,9 @@ class Engine:
 
     @property
     def runners(self) -> list[Runner]:
-        """The loaded segments, in running order (for measuring)."""
+        """The loaded segments, in running order (for measuring). Raises TargetMismatch where the engine does not run here."""
+        if self._absent:
+            raise TargetMismatch(self._absent)
         return self._schedule.runners
 
     def report(self) -> Report:

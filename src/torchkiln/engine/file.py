@@ -68,6 +68,8 @@ def read_engine_file(
     path: str | PathLike[str],
     trusted: bool = False,
     choose: Callable[[Sequence[EngineContents]], Sequence[EngineContents]] | None = None,
+    *,
+    to_copy: bool = False,
 ) -> tuple[EngineContents, ...]:
     """Read an engine: an EngineContents for each target. Nothing of it runs yet; every member that is read has matched its digest, and every
     reference has been checked.
@@ -76,6 +78,7 @@ def read_engine_file(
         path: a file that ``write_engine_file`` wrote.
         trusted: accept segments that hold machine code. It would run with the caller's rights when they are loaded.
         choose: of what the file holds (without payloads yet), what to read; default: all.
+        to_copy: it will only be written again or exported, never loaded: machine code is neither a matter of trust nor of this machine.
 
     Raises:
         UserError: no readable file at ``path``.
@@ -99,7 +102,7 @@ def read_engine_file(
             raise CorruptEngineFile(f"members: expected a payload and tensors for each segment, got {sorted(expected ^ members.keys())[:5]} besides")
         chosen = held if choose is None else choose(held)
         for contents in chosen:
-            for segment in contents.segments:
+            for segment in contents.segments if not to_copy else ():
                 _check_native_code(segment, contents.built_on, trusted)
         reader = _ArtifactReader(archive, members, shared)
         for index, contents in enumerate(held):

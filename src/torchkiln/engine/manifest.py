@@ -38,6 +38,7 @@ def _encode_contents(contents: EngineContents, shared: SharedTensors) -> dict[st
     return {
         "names": list(contents.targets),
         "device": contents.device,
+        "model_sha256": contents.model_sha256,
         "built_on": {"system": built_on.system, "machine": built_on.machine, "torchkiln": built_on.torchkiln, "versions": built_on.versions},
         "inputs": [_encode_input(spec) for spec in contents.inputs],
         "args_structure": contents.args_structure.as_json(),
@@ -92,6 +93,7 @@ def _decode_contents(data: Any, where: str) -> EngineContents:
         report=Report.from_json(field(data, "report", dict, where)),
         equal_dims=_decode_equal_dims(data.get("equal_dims", [])),
         targets=tuple(names),
+        model_sha256=field(data, "model_sha256", str, where),
         built_on=_decode_built_on(field(data, "built_on", dict, where), f"{where}: built_on"),
     )
     contents.check()

@@ -16,14 +16,14 @@ def merge(paths: Sequence[str | PathLike[str]], output: str | PathLike[str]) -> 
     Nothing is run, so native code is copied whether or not it could run here. Weights that several targets read are stored once.
 
     Raises:
-        UserError: fewer than two files, engines that take other inputs or give other outputs, or one target twice.
+        UserError: fewer than two files, engines of other weights, that take other inputs or give other outputs, or one target twice.
         EngineFileError: a file that is damaged or of a newer schema.
     """
     if len(paths) < 2:
         raise UserError(f"merge: expected two engine files or more, got {len(paths)}")
     held: list[EngineContents] = []
     for path in paths:
-        held += read_engine_file(path, trusted=True)
+        held += read_engine_file(path, to_copy=True)
         try:
             check_together(held)
         except CorruptEngineFile as error:

@@ -20,7 +20,7 @@ from ..progress import progress
 from ..settings import CompileSettings
 from ..target import Target
 from ..verify.locate_fault import locate_fault
-from ..verify.tolerance import tolerance_for
+from ..verify.tolerance import precisions_in, tolerance_for
 from ..verify.verify import CheckPoint, passed, verify
 from .attempt import Attempt, Builder, NothingToBuild, reject_reports, required
 from .timing import race_us
@@ -144,7 +144,7 @@ class Race:
             self._failures.append(error)
             self._note(candidate, "failed", str(error).splitlines()[0], build_s=time.perf_counter() - start)
             return None
-        precisions = (candidate.precision, self._model_precision, *([self._settings.output_dtype] if self._settings.output_dtype else []))
+        precisions = precisions_in([candidate.precision], self._model_precision, self._settings.output_dtype)
         tolerance = tolerance_for(self._settings.verify, precisions, self._device)
         try:
             if tolerance is not None:

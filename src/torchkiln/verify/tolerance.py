@@ -12,6 +12,11 @@ from ..dtypes import TOLERANCES
 TF32_TOLERANCE = 1e-2
 
 
+def precisions_in(compute: Iterable[torch.dtype], model: torch.dtype, output: torch.dtype | None) -> list[torch.dtype]:
+    """What rounds an engine's numbers: the precisions it computes in, the model's own, and the outputs' where one was asked for."""
+    return [*compute, model, *([output] if output is not None else [])]
+
+
 def tolerance_for(verify: bool | float | None, precisions: Iterable[torch.dtype], device: torch.device) -> float | None:
     """The tolerance for an engine in which these precisions have a part; None when checking is off.
 

@@ -52,8 +52,7 @@ def _contents_of(engine: Engine | EngineContents | str | PathLike[str], target: 
     if isinstance(engine, EngineContents):
         return engine
 
-    # Trust is asked for before code runs, and here it is only copied.
-    return read_engine_file(engine, trusted=True, choose=lambda held: [pick_target(held, target)])[0]
+    return read_engine_file(engine, to_copy=True, choose=lambda held: [pick_target(held, target)])[0]
 
 
 def _package_of(contents: EngineContents) -> bytes:

@@ -17,7 +17,7 @@ def build(segment: Segment, candidate: Candidate, settings: CompileSettings) -> 
     """The artifact of the segment's graph. Raises BuildFailed naming the node that a file cannot hold."""
     graph = segment.graph_module.graph
     try:
-        encoded, tensors = encode_graph(segment.graph_module, _device_of(segment, settings))
+        encoded, tensors = encode_graph(segment.graph_module, _device_of(segment, candidate, settings))
     except UserError as error:
         raise BuildFailed(f"{segment.name}: torch: {error}") from error
     output = graph.output_node().args[0]
@@ -33,9 +33,12 @@ def build(segment: Segment, candidate: Candidate, settings: CompileSettings) -> 
     )
 
 
-def _device_of(segment: Segment, settings: CompileSettings) -> torch.device:
-    """The engine's device: where the example inputs are; for a segment without inputs, the device asked for, or its constants'."""
+def _device_of(segment: Segment, candidate: Candidate, settings: CompileSettings) -> torch.device:
+    """The device the build works on, which the graph names: where the example inputs are; for a segment without tensors, the target's, and the CPU
+    for a target that is not in this machine."""
     for tensor in (*segment.example_inputs, *segment.graph_module.parameters(), *segment.graph_module.buffers()):
         if isinstance(tensor, torch.Tensor) and tensor.device.type != "cpu":
             return tensor.device
+    if candidate.targets:
+        return candidate.targets[0].device or torch.device("cpu")
     return torch.device(settings.device or "cpu")
