@@ -19,11 +19,10 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from ..errors import ModelSourceError
+from ..errors import MissingPackage, ModelSourceError
 from ..inputs import Input
+from .model_forms import FORMS
 from .model_zoo import load_timm, load_torchvision, unknown_name
-
-FORMS = "torchvision:NAME, timm:NAME, FILE.py:FACTORY, PACKAGE.MODULE:FACTORY, a .pt2 file or a TorchScript file (.pt, .pth, .ts)"
 
 _SCRIPT_SUFFIXES = (".pt", ".pth", ".ts")
 
@@ -37,12 +36,16 @@ class LoadedModel:
         name: how reports call it.
         default_inputs: the inputs to compile for when the user gives no shape; None when the source suggests none.
         notes: what a user should know about how it was made.
+        input_dtypes: of the inputs that the file declares by name: what a shape given without a dtype has. {} when none are declared.
+        shape_hint: how to give the shapes of the inputs that vary, as command-line options; "" when the source does not say.
     """
 
     model: nn.Module | ExportedProgram
     name: str
     default_inputs: list[Input] | None = None
     notes: list[str] = field(default_factory=list)
+    input_dtypes: dict[str, torch.dtype] = field(default_factory=dict)
+    shape_hint: str = ""
 
 
 def load_model(source: str, seed: int = 0, weights: str | None = None) -> LoadedModel:
@@ -54,7 +57,7 @@ def load_model(source: str, seed: int = 0, weights: str | None = None) -> Loaded
 
     Raises:
         ModelSourceError: nothing loadable has that name; the message has the nearest names.
-        MissingPackage: torchvision or timm is needed and not installed.
+        MissingPackage: torchvision, timm or onnx is needed and not installed.
     """
     scheme, colon, rest = source.partition(":")
     if colon and scheme == "torchvision":
@@ -68,6 +71,8 @@ def load_model(source: str, seed: int = 0, weights: str | None = None) -> Loaded
         raise ModelSourceError(f"{source} is an engine already, not a model: expected {FORMS}. Use 'run', 'bench' or 'inspect' with an engine.")
     if suffix == ".pt2":
         return _load_exported_program(_existing(source))
+    if suffix == ".onnx":
+        return _load_onnx(_existing(source))
     if suffix in _SCRIPT_SUFFIXES:
         return _load_script_module(_existing(source))
     before, colon, factory = source.rpartition(":")
@@ -97,6 +102,20 @@ def _load_exported_program(path: Path) -> LoadedModel:
     except (RuntimeError, ValueError, KeyError, OSError) as error:  # what torch's archive reader raises on a damaged file
         raise ModelSourceError(f"{path}: torch.export.load could not read it: {error}") from error
     return LoadedModel(program, path.name)
+
+
+def _load_onnx(path: Path) -> LoadedModel:
+    try:
+        import onnx  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingPackage(f"{path}: reading an ONNX file needs the package onnx ({error}): pip install torchkiln[onnx]") from error
+    from .onnx.load import load_onnx
+
+    module, inputs = load_onnx(path)
+    fixed = [Input([s for s in i.sizes if isinstance(s, int)], dtype=i.dtype, name=i.name) for i in inputs]
+    varies = any(isinstance(size, str) for i in inputs for size in i.sizes)
+    hint = " ".join(f"--shape {i.name}:{'x'.join(str(size or '?') for size in i.sizes) or 'scalar'}" for i in inputs) if varies else ""
+    return LoadedModel(module, path.name, None if varies else fixed, input_dtypes={i.name: i.dtype for i in inputs}, shape_hint=hint)
 
 
 def _load_script_module(path: Path) -> LoadedModel:

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from ..capture.model_forms import FORMS
 from .console import check_writable, print_json, print_notes, size_text, stdout, watch
 from .settings_options import read_settings
 
-MODEL_HELP = "torchvision:resnet34, timm:efficientnet_b0, FILE.py:FACTORY, PACKAGE.MODULE:FACTORY, a .pt2 or a TorchScript file (.pt, .pth, .ts)."
+MODEL_HELP = f"{FORMS}."
 SHAPE_HELP = "Shape of one input, as 1x3x224x224; with a name and dtype, as ids:1x128@int64. Once for each input."
 
 Shapes = Annotated[list[str] | None, typer.Option("--shape", help=SHAPE_HELP, metavar="SHAPE")]

@@ -26,7 +26,12 @@ def choose_inputs(loaded: LoadedModel, given: list[Input]) -> tuple[list[Input] 
     if inputs is None:
         if isinstance(loaded.model, ExportedProgram):
             return None, {}
+        if loaded.shape_hint:
+            raise UserError(
+                f"{loaded.name} has dimensions that vary: give their sizes, as {loaded.shape_hint} (or --min-shape, --opt-shape, --max-shape)"
+            )
         raise UserError(f"{loaded.name} does not say what its inputs are: give --shape (as --shape 1x3x224x224), once for each input")
+    inputs = _with_declared_dtypes(loaded, inputs)
     if not any(i.name for i in inputs):
         return inputs, {}
     parameters = forward_parameters(loaded.model)
@@ -42,6 +47,18 @@ def choose_inputs(loaded: LoadedModel, given: list[Input]) -> tuple[list[Input] 
             break
         positional.append(by_name.pop(name))
     return positional, by_name
+
+
+def _with_declared_dtypes(loaded: LoadedModel, inputs: list[Input]) -> list[Input]:
+    """A shape given without a dtype gets the one that the model's file declares for that input."""
+    positions = list(loaded.input_dtypes.values())
+    described = []
+    for index, spec in enumerate(inputs):
+        dtype = loaded.input_dtypes.get(spec.name) if spec.name else positions[index] if index < len(positions) else None
+        if dtype is not None and spec.any_float and dtype is not spec.dtype:
+            spec = Input(min_shape=spec.min_shape, opt_shape=spec.opt_shape, max_shape=spec.max_shape, dtype=dtype, name=spec.name)
+        described.append(spec)
+    return described
 
 
 def forward_parameters(model: Any) -> list[str]:
