@@ -23,7 +23,7 @@ def one_op_graph(node: Node) -> tuple[GraphModule, list[torch.Tensor]]:
         if source.op == "get_attr":
             continue
         if isinstance(value, torch.Tensor):
-            inputs.append(torch.zeros([number(s) for s in value.shape], dtype=value.dtype))
+            inputs.append(torch.zeros([number(s) for s in value.shape], dtype=value.dtype, device=value.device))
             mapped[source] = graph.placeholder(f"input_{len(inputs)}")
             mapped[source].meta["val"] = inputs[-1]
         else:

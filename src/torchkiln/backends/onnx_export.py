@@ -69,7 +69,7 @@ def _tensor(constant: Any) -> torch.Tensor:
     """A copy: the exporter gives the model's own parameters, which its owner may change."""
     raw = getattr(constant, "raw", None)
     if isinstance(raw, torch.Tensor):
-        return raw.detach().clone(memory_format=torch.contiguous_format)
+        return raw.detach().cpu().clone(memory_format=torch.contiguous_format)
     array = constant.numpy()
     if str(array.dtype) == "bfloat16":  # a numpy extension type that torch does not know
         return torch.from_numpy(array.view("int16").copy()).view(torch.bfloat16)

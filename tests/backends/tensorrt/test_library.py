@@ -27,7 +27,7 @@ def installed(monkeypatch):
         def load(name):
             if isinstance(found[name], Exception):
                 raise found[name]
-            return types.SimpleNamespace(__version__=found[name], Runtime=object)
+            return types.SimpleNamespace(__version__=found[name], Runtime=object, Builder=object)
 
         library._import.cache_clear()
         monkeypatch.setattr(library, "is_installed", lambda flavor: flavor in found)
@@ -42,14 +42,24 @@ def test_a_full_tensorrt_builds_for_the_gpu_that_is_here(installed):
     installed({FULL: "10.13.0", RTX: "1.7.1.116"})
     assert import_builder([HERE]).flavor == FULL
     assert import_builder([ABSENT]).flavor == RTX
-    assert import_builder([HERE, ABSENT]).is_rtx
+    with pytest.raises(MissingPackage, match="no kernels for sm_90"):
+        import_builder([HERE, ABSENT])
     assert import_runtime(FULL).version == "10.13.0"
 
 
 @pytest.mark.parametrize("full", ["8.6.1", OSError("libnvinfer.so.11: cannot open shared object file"), ImportError("stub")])
 def test_a_tensorrt_that_cannot_be_used_is_passed_over(installed, full):
     installed({FULL: full, RTX: "1.7.1.116"})
-    assert import_builder([HERE]).flavor == RTX
+    assert import_builder([Target("sm_89", torch.device("cuda", 0))]).flavor == RTX
+    with pytest.raises(MissingPackage, match=r"no kernels for sm_90 .*, and no usable TensorRT is installed: install TensorRT 10.13 or later"):
+        import_builder([HERE])
+
+
+def test_a_tensorrt_without_a_usable_builder_still_runs_plans(installed):
+    installed({FULL: "10.3.0", RTX: "1.7.1.116"})
+    assert import_runtime(FULL).version == "10.3.0"
+    with pytest.raises(MissingPackage, match=r"the package tensorrt 10.3.0 has no builder that can be used \(10.13 and later have\)"):
+        import_builder([HERE])
 
 
 def test_nothing_installed(installed):
@@ -97,7 +107,11 @@ def test_candidates():
 
 def test_messages_are_kept_until_they_are_asked_for():
     trt = pytest.importorskip("tensorrt_rtx")
+    no_driver = "CUDA initialization failure with error: 35. CUDA driver version is insufficient for CUDA runtime version"
     logger = make_logger(Library(RTX, trt, trt.__version__))
+    logger.log(trt.ILogger.ERROR, no_driver)
+    assert logger.errors() == no_driver, "where the GPU is needed this is what is wrong"
+    logger = make_logger(Library(RTX, trt, trt.__version__), needs_gpu=False)
     logger.log(trt.ILogger.ERROR, "IBuilder::build: Error Code 9: bad weights  In build at /_src/x.cpp:3)")
     logger.log(trt.ILogger.ERROR, "IBuilder::build: Error Code 9: bad weights  In build at /_src/x.cpp:9)")
     logger.log(trt.ILogger.INTERNAL_ERROR, "cudaError 35: CUDA driver version is insufficient for CUDA runtime version")

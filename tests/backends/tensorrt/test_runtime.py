@@ -11,10 +11,8 @@ import torch
 from torchkiln.backends.call_plan import CallPlan
 from torchkiln.backends.tensorrt import gpu as gpu_module
 from torchkiln.backends.tensorrt import open_plan
-from torchkiln.backends.tensorrt.data_types import DATA_TYPES, short_name
 from torchkiln.backends.tensorrt.execution_context import ExecutionContext
 from torchkiln.backends.tensorrt.gpu import Gpu, find_gpu
-from torchkiln.backends.tensorrt.network import DTYPE_NAMES
 from torchkiln.backends.tensorrt.runtime import PlanRunner, load
 from torchkiln.errors import CorruptEngineFile, InputMismatch, MissingPackage, TargetMismatch, UserError
 
@@ -115,11 +113,6 @@ def test_a_hardware_compatible_plan_runs_on_later_gpus(make_machine):
     machine.gpu.target = "sm_75"
     with pytest.raises(TargetMismatch, match=r"built for sm_80\+"):
         load(artifact, DEVICE, None)
-
-
-def test_the_names_of_types_are_those_of_the_build():
-    for name, dtype in DATA_TYPES.items():
-        assert short_name(dtype) == DTYPE_NAMES[name]
 
 
 def test_a_missing_library_names_the_extra(make_machine, monkeypatch):

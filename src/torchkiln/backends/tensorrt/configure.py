@@ -14,11 +14,26 @@ from ...partition.segment import Segment
 from ...progress import progress
 from ...settings import CompileSettings
 from ..contract import Candidate
+from .library import Library
 from .network import ParsedNetwork
+
+#: What TensorRT-RTX cannot honour: option -> why, and what to do.
+_NOT_RTX = {
+    "version_compatible": "a plan of TensorRT-RTX is bound to its version: build it with the version that will run it",
+    "hardware_compatible": "a plan of TensorRT-RTX serves every target it is asked for: target='sm_86,sm_89'",
+    "timing_cache_path": "TensorRT-RTX times nothing while it builds: it keeps the kernels it compiles on the GPU in its runtime cache",
+}
+
+
+def check_options(library: Library, settings: CompileSettings) -> None:
+    """Raises UnsupportedOption for a setting that the library cannot honour."""
+    for name, why in _NOT_RTX.items() if library.is_rtx else ():
+        if getattr(settings, name):
+            raise UnsupportedOption(f"{name}: {why}")
 
 
 def configure(parsed: ParsedNetwork, segment: Segment, candidate: Candidate, settings: CompileSettings) -> Any:
-    """The builder configuration for one segment. Raises UnsupportedOption for a setting that the library cannot honour."""
+    """The builder configuration for one segment (whose settings ``check_options`` has passed)."""
     trt, builder, is_rtx = parsed.library.module, parsed.builder, parsed.library.is_rtx
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # layer names and types for inspectors; costs kilobytes
@@ -27,7 +42,7 @@ def configure(parsed: ParsedNetwork, segment: Segment, candidate: Candidate, set
         for index, target in enumerate(candidate.targets):
             config.set_compute_capability(getattr(trt.ComputeCapability, target.name.replace("_", "").upper()), index)
     _add_profiles(parsed, segment, config)
-    _set_flags(trt, config, settings, is_rtx)
+    _set_flags(trt, config, settings)
     if settings.workspace_size:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_size)
     if settings.optimization_level is not None:
@@ -35,12 +50,12 @@ def configure(parsed: ParsedNetwork, segment: Segment, candidate: Candidate, set
     if settings.max_aux_streams is not None:
         config.max_aux_streams = settings.max_aux_streams
     if settings.timing_cache_path is not None:
-        _load_timing_cache(config, Path(settings.timing_cache_path), is_rtx)
+        _load_timing_cache(config, Path(settings.timing_cache_path))
     config.progress_monitor = _monitor_class(trt)(contextvars.copy_context())
     return config
 
 
-def _set_flags(trt: Any, config: Any, settings: CompileSettings, is_rtx: bool) -> None:
+def _set_flags(trt: Any, config: Any, settings: CompileSettings) -> None:
     flags = trt.BuilderFlag
     if settings.disable_tf32:
         config.clear_flag(flags.TF32)
@@ -52,13 +67,9 @@ def _set_flags(trt: Any, config: Any, settings: CompileSettings, is_rtx: bool) -
         config.set_flag(flags.STRIP_PLAN)
         config.set_flag(flags.REFIT)
     if settings.version_compatible:
-        if is_rtx:
-            raise UnsupportedOption("version_compatible: a plan of TensorRT-RTX is bound to its version: build it with the version that will run it")
         config.set_flag(flags.VERSION_COMPATIBLE)
         config.set_flag(flags.EXCLUDE_LEAN_RUNTIME)  # a plan with a runtime inside is host code, which is not run
     if settings.hardware_compatible:
-        if is_rtx:
-            raise UnsupportedOption("hardware_compatible: a plan of TensorRT-RTX serves every target it is asked for: target='sm_86,sm_89'")
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
 
 
@@ -77,11 +88,7 @@ def _add_profiles(parsed: ParsedNetwork, segment: Segment, config: Any) -> None:
             raise BuildFailed(f"TensorRT refuses profile {number} of {segment.name}: {parsed.logger.errors() or ranges}")
 
 
-def _load_timing_cache(config: Any, path: Path, is_rtx: bool) -> None:
-    if is_rtx:
-        raise UnsupportedOption(
-            "timing_cache_path: TensorRT-RTX times nothing while it builds: it keeps the kernels it compiles on the GPU in its runtime cache"
-        )
+def _load_timing_cache(config: Any, path: Path) -> None:
     try:
         data = path.read_bytes() if path.exists() else b""
     except OSError as error:

@@ -29,6 +29,11 @@ def short_name(dtype: torch.dtype) -> str:
     return _SHORT_NAMES.get(dtype) or str(dtype).removeprefix("torch.")
 
 
+def data_type_name(name: str) -> str:
+    """TensorRT's name of a type as metadata has it: "HALF" -> "fp16", "INT4" -> "int4"."""
+    return short_name(DATA_TYPES[name]) if name in DATA_TYPES else name.lower()
+
+
 def torch_dtype(data_type: Any) -> torch.dtype | None:
     """The torch dtype of a ``tensorrt.DataType``; None where torch has none."""
     return DATA_TYPES.get(data_type.name)

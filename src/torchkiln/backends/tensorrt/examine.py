@@ -15,6 +15,7 @@ from ..contract import Candidate, Reject
 from ..node_values import is_size_arithmetic
 from ..one_op import one_op_graph, one_op_key
 from ..onnx_export import first_line
+from .configure import check_options
 from .convert import convert_segment
 from .library import Library, import_builder
 from .network import parse_network
@@ -27,6 +28,7 @@ def examine(segment: Segment, candidate: Candidate, settings: CompileSettings) -
     itself. {} also where no single operator is at fault: then the build fails with the message for the whole.
     """
     library = import_builder(candidate.targets)
+    check_options(library, settings)
     try:
         errors = parse_network(library, convert_segment(segment, candidate.precision, all_weights=settings.takes_new_weights)).errors
     except BuildFailed as error:

@@ -18,7 +18,9 @@ LEAN = "tensorrt_lean"
 
 #: The GPUs that TensorRT-RTX has kernels for.
 RTX_TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
-_OLDEST_FULL = 10
+#: The oldest full TensorRT whose plans are run, and the oldest whose parser takes weights from memory, which building needs.
+_OLDEST_FULL = (10, 0)
+_OLDEST_BUILDER = (10, 13)
 _INSTALL = "pip install torchkiln[tensorrt]"
 
 
@@ -44,13 +46,26 @@ class Library:
 def import_builder(targets: Iterable[Target]) -> Library:
     """The library that builds for ``targets``: a full TensorRT where the GPU is in this machine and one is installed, else TensorRT-RTX.
 
-    Raises MissingPackage.
+    Raises MissingPackage when neither is there, or TensorRT-RTX alone, which has no kernels for some of them.
     """
-    here = all(target.is_here for target in targets)
-    full = _import(FULL) if here else None
-    found = full or _import(RTX)
+    targets = tuple(targets)
+    full = _import(FULL) if all(target.is_here for target in targets) else None
+    if full is not None and hasattr(full.module, "Builder") and _number(full.version) >= _OLDEST_BUILDER:
+        return full
+    found = _import(RTX)
     if found is None:
         raise MissingPackage(f"building for the backend tensorrt needs the package tensorrt-rtx: {_INSTALL}")
+    others = [target.name for target in targets if target.name not in RTX_TARGETS]
+    if others:
+        why = (
+            f"the package tensorrt {full.version} has no builder that can be used (10.13 and later have)"
+            if full
+            else "no usable TensorRT is installed"
+        )
+        raise MissingPackage(
+            f"TensorRT-RTX has no kernels for {', '.join(others)} (it has them for {', '.join(RTX_TARGETS)}), and {why}: "
+            "install TensorRT 10.13 or later from NVIDIA on a machine with that GPU"
+        )
     return found
 
 
@@ -81,6 +96,12 @@ def _import(flavor: str) -> Library | None:
     except (ImportError, OSError):  # OSError: its shared libraries are missing
         return None
     version = str(getattr(module, "__version__", ""))
-    if not hasattr(module, "Runtime") or (flavor != RTX and int(version.partition(".")[0] or 0) < _OLDEST_FULL):
+    if not hasattr(module, "Runtime") or (flavor != RTX and _number(version) < _OLDEST_FULL):
         return None
     return Library(flavor, module, version)
+
+
+def _number(version: str) -> tuple[int, int]:
+    """The first two parts of a version, as numbers."""
+    parts = [int(part) if part.isdigit() else 0 for part in version.split(".")[:2]]
+    return (*parts, 0, 0)[:2]  # type: ignore[return-value]

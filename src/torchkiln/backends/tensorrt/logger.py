@@ -17,13 +17,14 @@ def _logger_class(trt: Any) -> type:
     class KeptLogger(trt.ILogger):
         """Keeps errors; passes warnings and the rest on to torchkiln's log."""
 
-        def __init__(self) -> None:
+        def __init__(self, needs_gpu: bool) -> None:
             trt.ILogger.__init__(self)
+            self._needs_gpu = needs_gpu
             self._errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
             if severity <= trt.ILogger.ERROR:
-                if not any(text in message for text in _NO_GPU):
+                if self._needs_gpu or not any(text in message for text in _NO_GPU):
                     self._errors.append(_plain(message))
             else:
                 log(STEPS if severity == trt.ILogger.WARNING else CODE, "tensorrt: %s", message)
@@ -37,9 +38,12 @@ def _logger_class(trt: Any) -> type:
     return KeptLogger
 
 
-def make_logger(library: Library) -> Any:
-    """A logger of the library's class. It must live as long as the builder, parser or runtime that writes to it."""
-    return _logger_class(library.module)()
+def make_logger(library: Library, *, needs_gpu: bool = True) -> Any:
+    """A logger of the library's class. It must live as long as the builder, parser or runtime that writes to it.
+
+    ``needs_gpu=False``: that there is no GPU, or no driver, is no error.
+    """
+    return _logger_class(library.module)(needs_gpu)
 
 
 def _plain(message: str) -> str:

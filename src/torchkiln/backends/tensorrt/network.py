@@ -6,23 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .convert import OnnxGraph
+from .data_types import data_type_name
 from .library import Library
 from .logger import make_logger
-
-#: TensorRT's names of types -> ours.
-DTYPE_NAMES = {
-    "FLOAT": "fp32",
-    "HALF": "fp16",
-    "BF16": "bf16",
-    "FP8": "fp8",
-    "INT8": "int8",
-    "INT4": "int4",
-    "FP4": "fp4",
-    "UINT8": "uint8",
-    "INT32": "int32",
-    "INT64": "int64",
-    "BOOL": "bool",
-}
 
 
 @dataclass
@@ -41,7 +27,7 @@ class ParsedNetwork:
 def parse_network(library: Library, graph: OnnxGraph) -> ParsedNetwork:
     """Parse the graph into a strongly typed network: its types are the precision. The parser reads the weights where they are; they are kept."""
     trt = library.module
-    logger = make_logger(library)
+    logger = make_logger(library, needs_gpu=not library.is_rtx)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
@@ -62,16 +48,23 @@ def describe_layers(network: Any) -> list[dict[str, Any]]:
         layer = network.get_layer(index)
         output = layer.get_output(0) if layer.num_outputs else None
         dtype = output.dtype.name if output is not None else ""
-        shape = list(output.shape) if output is not None and len(output.shape) >= 0 else []
-        layers.append({"name": layer.name, "type": layer.type.name.lower(), "dtype": DTYPE_NAMES.get(dtype, dtype.lower()), "shape": shape})
+        layers.append({"name": layer.name, "type": layer.type.name.lower(), "dtype": data_type_name(dtype), "shape": _shape_of(output)})
     return layers
+
+
+def _shape_of(output: Any) -> list[int]:
+    """-1 for what varies; [] where the library does not know the shape."""
+    try:
+        return list(output.shape) if output is not None else []
+    except RuntimeError:  # "Could not get tensor shape"
+        return []
 
 
 def describe_ports(network: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Inputs and outputs: name, dtype, and shape with -1 for what varies."""
 
     def describe(tensor: Any) -> dict[str, Any]:
-        return {"name": tensor.name, "dtype": DTYPE_NAMES.get(tensor.dtype.name, tensor.dtype.name.lower()), "shape": list(tensor.shape)}
+        return {"name": tensor.name, "dtype": data_type_name(tensor.dtype.name), "shape": list(tensor.shape)}
 
     inputs = [describe(network.get_input(index)) for index in range(network.num_inputs)]
     return inputs, [describe(network.get_output(index)) for index in range(network.num_outputs)]

@@ -9,12 +9,12 @@ GPU, while sums inside an operator are fp32, as tensor cores' are. Where TensorR
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from ...engine.artifact import Artifact
-from ...errors import BuildFailed, TorchkilnError
+from ...errors import BuildFailed, TorchkilnError, UserError
+from ...partition.segment import Segment
 from ..contract import Runner
 from ..onnx_export import first_line
 from ..onnxruntime.runtime import Session
@@ -41,31 +41,15 @@ def make_stand_in(graph: OnnxGraph, num_threads: int | None) -> Runner:
     return graph.plan.wrap(call, graph.constants)
 
 
-def onnx_error(graph: OnnxGraph, segment_inputs: Sequence[torch.Tensor], stand_in: Runner, segment: Any) -> float:
-    """Relative L2 error over all outputs of the segment, of the graph under ONNX Runtime against ``segment`` in PyTorch, on ``segment_inputs``.
+def onnx_error(stand_in: Runner, segment: Segment) -> float:
+    """The error of the graph under ONNX Runtime against the segment in PyTorch, on its example inputs, as an engine's parity is measured: the worst
+    output's relative L2 error, and for integers and booleans the fraction that differs."""
+    from ...verify.parity import compare
 
-    inf where shapes differ, a number is not finite on one side alone, or integers and booleans are not the same.
-    """
-    inputs = [value.cpu() for value in segment_inputs]
+    inputs = [value.cpu() for value in segment.example_inputs]
     with torch.no_grad():
-        expected = segment.graph_module(*segment_inputs)
-    return relative_error(stand_in(inputs), [value.cpu() for value in expected])
-
-
-def relative_error(outputs: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
-    """``|out - ref| / |ref|`` over all floating tensors together; inf for anything that cannot be compared so."""
-    difference = norm = 0.0
-    for output, reference in zip(outputs, expected, strict=True):
-        if output.shape != reference.shape or output.is_floating_point() != reference.is_floating_point():
-            return float("inf")
-        if not reference.is_floating_point():
-            if not torch.equal(output.to(reference.dtype), reference):
-                return float("inf")
-            continue
-        output, reference = output.double(), reference.double()
-        finite = torch.isfinite(reference)
-        if not torch.equal(torch.isfinite(output), finite):
-            return float("inf")
-        difference += float((output - reference)[finite].square().sum())
-        norm += float(reference[finite].square().sum())
-    return float((difference / norm) ** 0.5) if norm else (0.0 if difference == 0 else float("inf"))
+        expected = segment.graph_module(*segment.example_inputs)
+    try:
+        return compare(stand_in(inputs), expected).relative_error
+    except UserError as error:
+        raise BuildFailed(f"the ONNX graph of {segment.name} gives other outputs than PyTorch: {error}") from error
