@@ -77,6 +77,6 @@ def test_dropout_does_nothing(tmp_path: Path) -> None:
 
 
 def test_dropout_in_training_is_refused(tmp_path: Path) -> None:
+    constants = {1: np.array(0.5, np.float32), 2: np.array(True)}
     with pytest.raises(ModelSourceError, match="eval mode"):
-        constants = {1: np.array(0.5, np.float32), 2: np.array(True)}
         check("Dropout", [normal(3, 5), *constants.values()], tmp_path, constants)

@@ -21,43 +21,58 @@ def _range_of(dtype: torch.dtype) -> tuple[int, int]:
     return info.min, info.max
 
 
+def _known_scale(call: Call) -> tuple[float, int] | None:
+    """One scale and zero point for the whole tensor, known while tracing; else None."""
+    scale, zero = call.numbers(1), call.numbers(2)
+    if scale is None or scale.values.size != 1 or (call.has(2) and zero is None):
+        return None
+    return float(scale.flat()[0]), int(zero.flat()[0]) if zero is not None else 0
+
+
+def _channel_points(call: Call, scale: torch.Tensor) -> torch.Tensor:
+    return call.tensor(2).long() if call.has(2) else torch.zeros_like(scale, dtype=torch.int64)
+
+
+def _is_for_channels(call: Call) -> bool:
+    shape = call.inputs[1].shape
+    return len(shape) == 1 and shape[0] != 1 and not call.get("block_size", 0)
+
+
 def _quantize_linear(call: Call) -> Value:
-    value, scale = call.tensor(0), call.tensor(1)
-    zero = call.optional(2)
+    value = call.tensor(0)
     asked = call.get("output_dtype", 0)
-    dtype = zero.dtype if zero is not None else torch_dtype(asked, str(call.node)) if asked else torch.uint8
+    dtype = call.inputs[2].dtype if call.has(2) else torch_dtype(asked, str(call.node)) if asked else torch.uint8
     if dtype in _FLOAT8:
         limit = torch.finfo(dtype).max
-        return torch.clamp(value / _spread(call, scale, value), -limit, limit).to(dtype)
+        return torch.clamp(value / _spread(call, call.tensor(1), value), -limit, limit).to(dtype)
     low, high = _range_of(dtype)
-    known, known_zero = call.numbers(1), call.numbers(2)
-    if scale.numel() == 1 and known is not None and (zero is None or known_zero is not None):
-        point = known_zero.flat()[0] if known_zero is not None else 0
-        return _q.quantize_per_tensor(value, float(known.flat()[0]), int(point), low, high, dtype)
-    if scale.dim() == 1 and scale.numel() > 1 and not call.get("block_size", 0):
-        points = torch.zeros_like(scale, dtype=torch.int64) if zero is None else zero.long()
-        return _q.quantize_per_channel(value, scale.float(), points, call.get("axis", 1) % value.dim(), low, high, dtype)
+    known = _known_scale(call)
+    if known is not None:
+        return _q.quantize_per_tensor(value, *known, low, high, dtype)
+    scale = call.tensor(1)
+    if _is_for_channels(call):
+        return _q.quantize_per_channel(value, scale.float(), _channel_points(call, scale), call.get("axis", 1) % value.dim(), low, high, dtype)
     rounded = torch.round(value / _spread(call, scale, value))
-    if zero is not None:
-        rounded = rounded + _spread(call, zero, value).to(rounded.dtype)
+    if call.has(2):
+        rounded = rounded + _spread(call, call.tensor(2), value).to(rounded.dtype)
     return torch.clamp(rounded, low, high).to(dtype)
 
 
 def _dequantize_linear(call: Call) -> Value:
-    value, scale, zero = call.tensor(0), call.tensor(1), call.optional(2)
+    value, out_dtype = call.tensor(0), call.inputs[1].dtype
     if value.dtype in _FLOAT8:
-        return value.to(scale.dtype) * _spread(call, scale, value)
+        return value.to(out_dtype) * _spread(call, call.tensor(1), value)
     low, high = _range_of(value.dtype)
-    known, known_zero = call.numbers(1), call.numbers(2)
-    if scale.numel() == 1 and known is not None and (zero is None or known_zero is not None):
-        point = known_zero.flat()[0] if known_zero is not None else 0
-        return _q.dequantize_per_tensor(value, float(known.flat()[0]), int(point), low, high, value.dtype, out_dtype=scale.dtype)
-    if scale.dim() == 1 and scale.numel() > 1 and not call.get("block_size", 0):
-        points = torch.zeros_like(scale, dtype=torch.int64) if zero is None else zero.long()
-        return _q.dequantize_per_channel(value, scale, points, call.get("axis", 1) % value.dim(), low, high, value.dtype, out_dtype=scale.dtype)
-    wide = value.to(scale.dtype)
-    if zero is not None:
-        wide = wide - _spread(call, zero, value).to(scale.dtype)
+    known = _known_scale(call)
+    if known is not None:
+        return _q.dequantize_per_tensor(value, *known, low, high, value.dtype, out_dtype=out_dtype)
+    scale = call.tensor(1)
+    if _is_for_channels(call):
+        axis, points = call.get("axis", 1) % value.dim(), _channel_points(call, scale)
+        return _q.dequantize_per_channel(value, scale, points, axis, low, high, value.dtype, out_dtype=out_dtype)
+    wide = value.to(out_dtype)
+    if call.has(2):
+        wide = wide - _spread(call, call.tensor(2), value).to(out_dtype)
     return wide * _spread(call, scale, value)
 
 

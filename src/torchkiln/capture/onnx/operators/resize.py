@@ -61,7 +61,7 @@ def _resize_axes(
     if whole is not None:
         return whole
     if call.get("antialias", 0):
-        raise call.error(f"antialias is supported for mode linear with half_pixel coordinates over all spatial dimensions, got {mode}, {coordinates}")
+        raise call.error(f"antialias: expected an image, mode linear, half_pixel coordinates and exclude_outside=1, got {mode}, {coordinates}")
     for axis, out, ratio in zip(axes, outs, ratios, strict=True):
         value = _resize_axis(call, value, axis, out, ratio, mode, coordinates, rounding)
     return value
@@ -85,6 +85,8 @@ def _interpolate(
     target: dict[str, Any] = {"size": shape} if ratios is None else {"scale_factor": factors}
     half = coordinates == "half_pixel" or (coordinates == "pytorch_half_pixel" and not any(_is(out, 1) for out in outs))
     antialias = bool(call.get("antialias", 0))
+    if antialias and not call.get("exclude_outside", 0):
+        return None  # torch leaves out what lies outside; the other rule repeats the edge
     if mode == "nearest" and coordinates == "asymmetric" and rounding == "floor":
         return F.interpolate(value, mode="nearest", **target)
     if mode == "nearest" and half and rounding == "round_prefer_ceil":
