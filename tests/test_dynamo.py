@@ -58,3 +58,12 @@ def test_gradients_are_refused_in_words():
     compiled = torch.compile(nn.Linear(3, 3).eval(), backend="torchkiln", options={"backend": "torch"})
     with pytest.warns(UserWarning, match="no gradients"):
         assert not compiled(torch.randn(2, 3)).requires_grad
+
+
+def test_a_target_that_is_not_here_is_refused():
+    compiled = torch.compile(nn.Linear(3, 3).eval(), backend="torchkiln", options={"target": "sm_75"})
+    with pytest.raises(Exception, match="option 'target': sm_75 is not in this machine"), torch.no_grad():
+        compiled(torch.randn(2, 3))
+    here = torch.compile(nn.Linear(3, 3).eval(), backend="torchkiln", options={"target": "cpu", "backend": "torch"})
+    with torch.no_grad():
+        assert here(torch.randn(2, 3)).shape == (2, 3)

@@ -16,6 +16,7 @@ from torch.fx import GraphModule
 
 from .errors import ExportFailed, StatefulModel, UnsupportedOption
 from .settings import CompileSettings
+from .target import CURRENT, parse_target
 
 
 def torchkiln_backend(graph_module: GraphModule, example_inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None) -> Callable[..., Any]:
@@ -24,6 +25,12 @@ def torchkiln_backend(graph_module: GraphModule, example_inputs: Sequence[Any], 
     if settings.dryrun:
         raise UnsupportedOption(
             "torch.compile(backend=\"torchkiln\"): option 'dryrun' needs a whole model: use torchkiln.compile(model, inputs, dryrun=True)"
+        )
+    absent = [name for name in settings.target_names if name != CURRENT and not parse_target(name).is_here]
+    if absent:
+        raise UnsupportedOption(
+            f"torch.compile(backend=\"torchkiln\"): option 'target': {', '.join(absent)} is not in this machine, and what is compiled is called here: "
+            "use torchkiln.compile(model, inputs, target=...) and save the engine"
         )
     compiled = _CompiledGraph(graph_module, example_inputs, dict(options or {}))
     if not compiled.is_symbolic:
