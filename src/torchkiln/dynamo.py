@@ -29,7 +29,7 @@ def torchkiln_backend(graph_module: GraphModule, example_inputs: Sequence[Any], 
     absent = [name for name in settings.target_names if name != CURRENT and not parse_target(name).is_here]
     if absent:
         raise UnsupportedOption(
-            f"torch.compile(backend=\"torchkiln\"): option 'target': {', '.join(absent)} is not in this machine, and what is compiled is called here: "
+            f"torch.compile(backend=\"torchkiln\"): option 'target': {', '.join(absent)} is not in this machine, where the result is called: "
             "use torchkiln.compile(model, inputs, target=...) and save the engine"
         )
     compiled = _CompiledGraph(graph_module, example_inputs, dict(options or {}))
