@@ -42,6 +42,7 @@ def test_inspect_lists_layers(gpu_file: Path) -> None:
     (target,) = invoke_json("inspect", gpu_file)["targets"]
     layers = target["segments"][0]["layers"]
     assert {"name", "type", "dtype", "shape"} <= layers[0].keys()
+    assert 0 < target["segments"][0]["onnx_error"] < 1e-2
     assert any(layer["type"] == "convolution" and layer["dtype"] == "fp16" for layer in layers)
     short, full = invoke("inspect", gpu_file).stdout, invoke("inspect", gpu_file, "--layers").stdout
     assert "fp16" in short

@@ -63,6 +63,7 @@ def _target_facts(index: int, contents: Any, sizes: dict[str, int]) -> dict[str,
             "native_code": s.artifact.native_code or s.backend not in DATA_BACKENDS,
             "payload_bytes": sizes.get(payload_member(index, s.name), 0),
             "tensor_bytes": sizes.get(tensors_member(index, s.name), 0),
+            "onnx_error": error if type(error := s.artifact.metadata.get("onnx_error")) is float else None,
             "layers": _layers(s.artifact.metadata.get("layers", []), s.name),
         }
         for s in contents.segments
@@ -129,11 +130,12 @@ def _show_target(target: dict[str, Any], layers: bool) -> None:
     from ..engine.report import Report
 
     _line(f"\ntarget {', '.join(target['names'])}")
-    segments = Table("segment", "backend", "precision", "payload", "tensors", "layers")
+    segments = Table("segment", "backend", "precision", "payload", "tensors", "ONNX error", "layers")
     for s in target["segments"]:
         types = Counter(layer["dtype"] for layer in s["layers"])
         counts = ", ".join(f"{count} {dtype}" for dtype, count in types.most_common())
-        segments.add_row(s["name"], s["backend"], s["precision"], size_text(s["payload_bytes"]), size_text(s["tensor_bytes"]), counts)
+        error = "-" if s["onnx_error"] is None else f"{s['onnx_error']:.1e}"
+        segments.add_row(s["name"], s["backend"], s["precision"], size_text(s["payload_bytes"]), size_text(s["tensor_bytes"]), error, counts)
     console = stdout()
     console.print(segments)
     for s in target["segments"] if layers else ():
