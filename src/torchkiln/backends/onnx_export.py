@@ -29,11 +29,11 @@ def import_onnx_ir() -> Any:
     return onnx_ir
 
 
-def export_onnx(program: ExportedProgram, *, optimize: bool = True) -> Any:
-    """``torch.onnx.export(dynamo=True)`` without its prints, progress marks and warnings."""
+def export_onnx(program: ExportedProgram, *, optimize: bool = True, opset: int | None = None) -> Any:
+    """``torch.onnx.export(dynamo=True)`` without its prints, progress marks and warnings. ``opset``: None for the exporter's own choice."""
     with quiet_logging(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        exported = torch.onnx.export(program, (), dynamo=True, optimize=optimize, verbose=False)
+        exported = torch.onnx.export(program, (), dynamo=True, optimize=optimize, opset_version=opset, verbose=False)
     assert exported is not None
     return exported
 

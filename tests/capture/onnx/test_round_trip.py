@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import warnings
 from collections.abc import Callable
@@ -152,3 +153,28 @@ def test_sequences_and_recurrent_layers(tmp_path: Path) -> None:
     export(model, (x,), path, False, 17, ["x"])
     with torch.no_grad():
         torch.testing.assert_close(load_model(str(path)).model(torch.cat([x, x])[:6]), model(x), rtol=1e-5, atol=1e-5)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_half_precision_file_converted_to_a_wider_type(dtype: torch.dtype, tmp_path: Path) -> None:
+    """As the reference of the parity check is made: a copy in a wider type, whose casts to half precision follow."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(40, 30)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(torch.softmax(self.linear(x).float(), -1).half() @ torch.ones(30, 40, dtype=torch.float16))
+
+    torch.manual_seed(0)
+    model, path = Net().half().eval(), tmp_path / "m.onnx"
+    export(model, (torch.randn(2, 40).half(),), path, True, 18, ["x"])
+    loaded = load_model(str(path)).model
+    x = torch.randn(3, 40).half()
+    wide = copy.deepcopy(loaded).to(dtype)  # type: ignore[union-attr]
+    with torch.no_grad():
+        expected = wide(x.to(dtype))  # type: ignore[operator]
+        assert expected.dtype is dtype
+        torch.testing.assert_close(loaded(x), model(x), rtol=2e-3, atol=2e-3)  # type: ignore[operator]
+        torch.testing.assert_close(expected, model(x).to(dtype), rtol=2e-3, atol=2e-3)

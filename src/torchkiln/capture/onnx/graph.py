@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -27,12 +27,17 @@ class GraphInput:
 
 @dataclass
 class Graph:
-    """``constants``: initializers and Constant nodes, by name. ``inputs`` are those without a value in the file."""
+    """``constants``: initializers and Constant nodes, by name. ``inputs`` are those without a value in the file.
+
+    The module takes the constants over: ``numbers`` are those known while tracing, ``paths`` those that are its parameters and buffers.
+    """
 
     nodes: list[Node]
     inputs: list[GraphInput]
     outputs: list[str]
     constants: dict[str, torch.Tensor]
+    numbers: dict[str, Numbers] = field(default_factory=dict)
+    paths: dict[str, str] = field(default_factory=dict)
 
 
 def read_graph(proto: GraphProto, opsets: dict[str, int], folder: Path, where: str) -> Graph:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from ...errors import ModelSourceError
+from .data_types import torch_dtype
 from .numbers import Numbers, to_tensor
 
 #: What flows along an edge: a tensor, known numbers, a sequence of these (SequenceConstruct), or nothing (an input left out).
@@ -34,14 +35,31 @@ class Node:
         return f"ONNX node {name} ({operator}, opset {self.opset})"
 
 
+@dataclass(frozen=True)
+class Setting:
+    """Of one call of a model: where tensors that its nodes make go, and what its floating types have been converted to (see OnnxModule)."""
+
+    device: torch.device
+    converted: Mapping[torch.dtype, torch.dtype] = field(default_factory=dict)
+
+
 @dataclass
 class Call:
-    """One run of a node. ``device``: where tensors that the node makes go. ``run``: runs a subgraph of the node, by attribute name."""
+    """One run of a node. ``run``: runs a subgraph of the node, by attribute name."""
 
     node: Node
     inputs: list[Value]
-    device: torch.device
+    setting: Setting
     run: Callable[[str], list[Value]] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.setting.device
+
+    def dtype(self, element_type: int) -> torch.dtype:
+        """The torch dtype of an ONNX element type that an attribute names. Raises ModelSourceError."""
+        dtype = torch_dtype(element_type, str(self.node))
+        return self.setting.converted.get(dtype, dtype)
 
     @property
     def opset(self) -> int:

@@ -12,9 +12,11 @@ from torch import nn
 
 from ...errors import ModelSourceError, TorchkilnError
 from .graph import Graph, GraphInput
-from .node import Call, Node, Value
+from .node import Call, Node, Setting, Value
 from .numbers import Numbers, numbers_of, to_tensor
 from .table import OPERATORS
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class OnnxModule(nn.Module):
@@ -29,59 +31,67 @@ class OnnxModule(nn.Module):
     def __init__(self, graph: Graph) -> None:
         super().__init__()
         self._graph = graph
-        self._paths: dict[int, dict[str, str]] = {}
-        self._numbers: dict[int, dict[str, Numbers]] = {}
+        self._declared: dict[str, torch.dtype] = {}
         self._last_use = _last_use(graph)
         self._adopt(graph)
 
     def _adopt(self, graph: Graph) -> None:
         """Take the constants of the graph and of those within it."""
-        paths = self._paths[id(graph)] = {}
-        known = self._numbers[id(graph)] = {}
         for name, tensor in graph.constants.items():
             numbers = numbers_of(tensor)
             if numbers is not None:
-                known[name] = numbers
+                graph.numbers[name] = numbers
             if numbers is None or tensor.is_floating_point():
-                paths[name] = _register(self, name, tensor)
+                path = graph.paths[name] = _register(self, name, tensor)
+                self._declared[path] = tensor.dtype
         graph.constants = {}
         for node in graph.nodes:
             for inner in node.graphs.values():
                 self._adopt(inner)
 
     def _constants(self, graph: Graph) -> dict[str, Value]:
-        values: dict[str, Value] = dict(self._numbers[id(graph)])
-        for name, path in self._paths[id(graph)].items():
+        values: dict[str, Value] = dict(graph.numbers)
+        for name, path in graph.paths.items():
             tensor = _attribute(self, path)
             numbers = values.get(name)
-            values[name] = tensor if numbers is None else Numbers(numbers.values, numbers.dtype, tensor)
+            values[name] = tensor if numbers is None else Numbers(numbers.values, tensor.dtype, tensor)
         return values
 
+    def _converted(self) -> dict[torch.dtype, torch.dtype]:
+        """What ``module.to(dtype)`` has made of the file's floating types: casts within the graph, which name them, follow."""
+        for path, declared in self._declared.items():
+            now = _attribute(self, path).dtype
+            if now is not declared:
+                types = {d for d in self._declared.values() if d.is_floating_point} | {d for d in _FLOATS if d.itemsize < now.itemsize}
+                return dict.fromkeys(types, now)
+        return {}
+
     def _call(self, tensors: list[torch.Tensor]) -> Any:
+        converted = self._converted()
         for spec, name, tensor in zip(self._graph.inputs, self.input_names, tensors, strict=True):
-            _check_input(spec, name, tensor)
+            _check_input(spec, converted.get(spec.dtype, spec.dtype), name, tensor)
         values = self._constants(self._graph)
         values.update({spec.name: tensor for spec, tensor in zip(self._graph.inputs, tensors, strict=True)})
         device = tensors[0].device
-        self._run(self._graph, values, device, self._last_use)
+        self._run(self._graph, values, Setting(device, converted), self._last_use)
         results = [_result(name, values[name], device) for name in self._graph.outputs]
         return results[0] if len(results) == 1 else dict(zip(self._graph.outputs, results, strict=True))
 
-    def _run(self, graph: Graph, values: dict[str, Value], device: torch.device, last_use: dict[str, int]) -> None:
+    def _run(self, graph: Graph, values: dict[str, Value], setting: Setting, last_use: dict[str, int]) -> None:
         for index, node in enumerate(graph.nodes):
-            _store(node, self._run_node(node, values, device), values)
+            _store(node, self._run_node(node, values, setting), values)
             for name in node.inputs:
                 if last_use.get(name) == index:
                     values.pop(name, None)  # free it: nothing later reads it
 
-    def _run_node(self, node: Node, values: dict[str, Value], device: torch.device) -> Any:
+    def _run_node(self, node: Node, values: dict[str, Value], setting: Setting) -> Any:
         def run(name: str) -> list[Value]:
             inner = node.graphs[name]
             scope = {**values, **self._constants(inner)}
-            self._run(inner, scope, device, {})
+            self._run(inner, scope, setting, {})
             return [scope[output] for output in inner.outputs]
 
-        call = Call(node, [values[name] if name else None for name in node.inputs], device, run)
+        call = Call(node, [values[name] if name else None for name in node.inputs], setting, run)
         try:
             return OPERATORS[node.domain][node.op_type](call)
         except TorchkilnError:
@@ -146,12 +156,12 @@ def _result(name: str, value: Value, device: torch.device) -> torch.Tensor:
     return value
 
 
-def _check_input(spec: GraphInput, name: str, tensor: torch.Tensor) -> None:
+def _check_input(spec: GraphInput, dtype: torch.dtype, name: str, tensor: torch.Tensor) -> None:
     fits = len(spec.sizes) == tensor.dim() and all(
         not isinstance(want, int) or not isinstance(got, int) or want == got for want, got in zip(spec.sizes, tensor.shape, strict=True)
     )
-    if tensor.dtype is not spec.dtype or not fits:
-        wanted = f"{spec.dtype} of shape {list(spec.sizes)}"
+    if tensor.dtype is not dtype or not fits:
+        wanted = f"{dtype} of shape {list(spec.sizes)}"
         raise ModelSourceError(f"ONNX input {name!r}: expected {wanted}, got {tensor.dtype} of shape {list(tensor.shape)}")
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from ..data_types import torch_dtype
 from ..node import Call, Value
 from ..numbers import LARGEST, Numbers, map_numbers
 
@@ -94,7 +93,7 @@ def _power(call: Call) -> Value:
 
 
 def _cast(call: Call) -> Value:
-    return _cast_to(call, torch_dtype(call.get("to"), str(call.node)))
+    return _cast_to(call, call.dtype(call.get("to")))
 
 
 def _cast_like(call: Call) -> Value:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from ..data_types import torch_dtype
 from ..node import Call, Value
 
 
@@ -41,7 +40,7 @@ def _layer_norm(call: Call) -> Value:
 
 def _rms_norm(call: Call) -> Value:
     value, scale = call.tensor(0), call.tensor(1)
-    wide = value.to(torch_dtype(call.get("stash_type", 1), str(call.node)))
+    wide = value.to(call.dtype(call.get("stash_type", 1)))
     axes = list(range(call.get("axis", -1) % value.dim(), value.dim()))
     normal = wide * torch.rsqrt(wide.square().mean(axes, keepdim=True) + call.get("epsilon", 1e-5))
     return normal.to(value.dtype) * scale

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.ao.quantization.fx._decomposed  # registers the operators quantized_decomposed::*
 
-from ..data_types import torch_dtype
 from ..node import Call, Node, Value
 from .convolution import convolve
 
@@ -41,7 +40,7 @@ def _is_for_channels(call: Call) -> bool:
 def _quantize_linear(call: Call) -> Value:
     value = call.tensor(0)
     asked = call.get("output_dtype", 0)
-    dtype = call.inputs[2].dtype if call.has(2) else torch_dtype(asked, str(call.node)) if asked else torch.uint8
+    dtype = call.inputs[2].dtype if call.has(2) else call.dtype(asked) if asked else torch.uint8
     if dtype in _FLOAT8:
         limit = torch.finfo(dtype).max
         return torch.clamp(value / _spread(call, call.tensor(1), value), -limit, limit).to(dtype)
@@ -125,12 +124,12 @@ def _conv_integer(call: Call) -> Value:
 
 def _part(call: Call, operator: Callable[[Call], Any], inputs: tuple[int, ...], axis: int = 1) -> torch.Tensor:
     node = Node(call.node.op_type, call.node.domain, call.opset, call.node.name, (), ("",), {"axis": axis}, {})
-    return operator(Call(node, [call.inputs[i] if call.has(i) else None for i in inputs], call.device))
+    return operator(Call(node, [call.inputs[i] if call.has(i) else None for i in inputs], call.setting))
 
 
 def _requantized(call: Call, result: torch.Tensor, scale: int, zero: int) -> torch.Tensor:
     node = Node(call.node.op_type, call.node.domain, call.opset, call.node.name, (), ("",), {}, {})
-    return _quantize_linear(Call(node, [result, call.inputs[scale], call.inputs[zero]], call.device))
+    return _quantize_linear(Call(node, [result, call.inputs[scale], call.inputs[zero]], call.setting))
 
 
 def _qlinear_matmul(call: Call) -> Value:

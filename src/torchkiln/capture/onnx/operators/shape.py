@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..data_types import torch_dtype
 from ..node import Call, Value
 from ..numbers import LARGEST, Numbers, object_array, to_tensor
 
@@ -144,6 +143,7 @@ def _tile(call: Call) -> Value:
 def _constant_of_shape(call: Call) -> Value:
     shape, value = call.known(0, "shape"), call.get("value")
     dtype = torch.float32 if value is None else value.dtype
+    dtype = call.setting.converted.get(dtype, dtype)
     fill = 0.0 if value is None else value.flat()[0]
     if all(isinstance(size, int) for size in shape) and len(shape) <= 1 and math.prod(shape) <= LARGEST:
         return Numbers(object_array([fill] * math.prod(shape), tuple(shape)), dtype)
@@ -220,7 +220,7 @@ def _trilu(call: Call) -> Value:
 
 def _eye_like(call: Call) -> Value:
     value = call.inputs[0]
-    dtype = torch_dtype(call.get("dtype"), str(call.node)) if call.get("dtype") else value.dtype
+    dtype = call.dtype(call.get("dtype")) if call.get("dtype") else value.dtype
     rows, columns = value.shape
     row, column = torch.arange(rows, device=call.device).unsqueeze(1), torch.arange(columns, device=call.device)
     return (column - row == call.get("k", 0)).to(dtype)
