@@ -13,7 +13,7 @@ import torchkiln
 from torchkiln.cli.app import app
 from torchkiln.errors import ModelSourceError
 
-COMMANDS = ("compile", "run", "bench", "inspect", "export", "doctor")
+COMMANDS = ("compile", "run", "bench", "inspect", "merge", "refit", "export", "doctor")
 
 
 def test_help_lists_every_command_and_imports_no_torch() -> None:
@@ -46,7 +46,7 @@ def test_each_command_has_help(command: str) -> None:
         (["run", "no_such.kiln"], "does not exist"),
         (["bench", "m", "--sweep-resolution", "160,big"], "whole numbers"),
         (["bench", "torch.nn:Identity", "--shape", "2", "--precision", "fp33"], "fp33"),
-        (["export", "no_such.kiln", "-o", "x.pt2"], "does not exist"),
+        (["export", "no_such.kiln", "-o", "x.pt2"], "no such file"),
     ],
 )
 def test_usage_errors_exit_with_2(arguments: list[str], expected: str) -> None:

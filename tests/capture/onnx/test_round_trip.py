@@ -64,7 +64,6 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 CASES = [
     ("resnet18", True, 18),
     ("resnet18", False, 13),
-    ("mobilenet_v3_small", True, 20),
     ("mobilenet_v3_small", False, 17),
     ("vision_transformer", True, 18),
     ("vision_transformer", False, 14),
