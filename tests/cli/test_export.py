@@ -80,7 +80,7 @@ def test_what_is_given_must_fit_the_format(image_engine_file: Path, model_file: 
         refused = invoke("export", f"{model_file}:image", "--format", to_format, "-o", tmp_path / "m")
         assert refused.exit_code == 2
         assert "takes an engine file" in refused.stderr
-    assert "does not exist" in invoke("export", tmp_path / "none.kiln", "-o", tmp_path / "m.pt2").stderr
+    assert "no such file" in invoke("export", tmp_path / "none.kiln", "-o", tmp_path / "m.pt2").stderr
     refused = invoke("export", image_engine_file, "--format", "onnx", "-o", tmp_path / "m.onnx")
     assert refused.exit_code == 2
     assert "torchkiln export MODEL --format onnx" in refused.stderr

@@ -71,7 +71,7 @@ def _engine_file(source: str, to_format: str) -> Path:
     if path.suffix.lower() != ".kiln":
         raise typer.BadParameter(f"--format {to_format} takes an engine file (.kiln), got {source!r}: compile it first (a MODEL: --format onnx)")
     if not path.is_file():
-        raise typer.BadParameter(f"{source} does not exist")
+        raise typer.BadParameter(f"{source}: no such file")
     return path
 
 
