@@ -67,8 +67,7 @@ def compile_ir(artifact: Artifact, precision: str, num_threads: int | None, prop
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": OPENVINO_TYPES[parse_precision(precision)],
         "INFERENCE_NUM_THREADS": num_threads or torch.get_num_threads(),
-        # Pinned threads gain nothing measurable here and lose a core whenever another thread or process is on it.
-        "ENABLE_CPU_PINNING": False,
+        # Not ENABLE_CPU_PINNING=False: beside other thread pools in the process, unpinned threads cost 7% (docs/backends.md).
         # Not CPU_DENORMALS_OPTIMIZATION: it leaves the caller's own thread flushing subnormal numbers to zero, in all code, for good.
     }
     try:
