@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from ..errors import CorruptEngineFile, EngineFileError, TargetMismatch, UnsupportedSchema, UntrustedCode, UserError
+from ..replace_file import replace_file
 from .archive import ArchiveReader, ArchiveWriter, Member, open_archive
 from .contents import BuiltOn, EngineContents, EngineSegment, check_together
 from .manifest import SCHEMA, SharedTensors, decode_manifest, decode_members, decode_shared, encode_manifest, field
@@ -46,19 +46,12 @@ def write_engine_file(held: Sequence[EngineContents], path: str | PathLike[str])
         contents.check()
     check_together(held)
     final = os.path.realpath(path)
-    temporary = os.path.join(os.path.dirname(final), f".{os.path.basename(final)}.{secrets.token_hex(6)}.tmp")
     try:
-        try:
-            with open(temporary, "xb+") as file:
-                with ArchiveWriter(file) as archive:
-                    _write(held, archive)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, final)
-        except BaseException:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
-            raise
+        with replace_file(final) as file:
+            with ArchiveWriter(file) as archive:
+                _write(held, archive)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise UserError(f"{os.fspath(path)}: cannot write the engine file: {error.strerror or error}") from error
     _sync_directory(os.path.dirname(final))

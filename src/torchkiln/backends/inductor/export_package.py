@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from os import PathLike
 
 from ...engine.choose_target import pick_target
@@ -11,6 +10,7 @@ from ...engine.contents import EngineContents
 from ...engine.engine import Engine
 from ...engine.file import read_engine_file
 from ...errors import UserError
+from ...replace_file import replace_file
 
 _HOW = "Build the engine with backend='inductor', require_full_compilation=True."
 
@@ -33,15 +33,9 @@ def export_package(engine: Engine | EngineContents | str | PathLike[str], path: 
     if not path.endswith(".pt2"):
         raise UserError(f"export: {path}: expected a file name that ends in .pt2, by which torch knows a package")
     payload = _package_of(_contents_of(engine, target))
-    temporary = f"{path}.{secrets.token_hex(6)}.tmp"
     try:
-        try:
-            with open(temporary, "xb") as file:
-                file.write(payload)
-            os.replace(temporary, path)
-        finally:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
+        with replace_file(path) as file:
+            file.write(payload)
     except OSError as error:
         raise UserError(f"export: {path}: cannot be written: {error.strerror}") from error
 

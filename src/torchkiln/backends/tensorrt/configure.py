@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import os
-import secrets
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 from ...errors import BuildFailed, UnsupportedOption, UserError
 from ...partition.segment import Segment
 from ...progress import progress
+from ...replace_file import replace_file
 from ...settings import CompileSettings
 from ..contract import Candidate
 from .library import Library
@@ -61,11 +60,10 @@ def _set_flags(trt: Any, config: Any, settings: CompileSettings) -> None:
         config.clear_flag(flags.TF32)
     if settings.sparse_weights:
         config.set_flag(flags.SPARSE_WEIGHTS)
-    if not settings.immutable_weights:
+    if settings.takes_new_weights:
         config.set_flag(flags.REFIT)
     if settings.strip_engine_weights:
         config.set_flag(flags.STRIP_PLAN)
-        config.set_flag(flags.REFIT)
     if settings.version_compatible:
         config.set_flag(flags.VERSION_COMPATIBLE)
         config.set_flag(flags.EXCLUDE_LEAN_RUNTIME)  # a plan with a runtime inside is host code, which is not run
@@ -101,14 +99,11 @@ def save_timing_cache(config: Any, settings: CompileSettings) -> None:
     if settings.timing_cache_path is None:
         return
     path = Path(settings.timing_cache_path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
-        temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
-        os.replace(temporary, path)
+        with replace_file(path) as file:
+            file.write(bytes(config.get_timing_cache().serialize()))
     except OSError as error:
         raise UserError(f"timing_cache_path: {path} cannot be written: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @cache

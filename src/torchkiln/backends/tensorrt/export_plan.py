@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
@@ -13,6 +12,7 @@ from ...engine.choose_target import pick_target
 from ...engine.contents import EngineContents, EngineSegment
 from ...engine.file import read_engine_file
 from ...errors import CorruptEngineFile, UserError
+from ...replace_file import replace_file
 from ..call_plan import CallPlan
 
 
@@ -107,14 +107,8 @@ def _notes(contents: EngineContents, segment: EngineSegment) -> list[str]:
 
 def _write(path: str | PathLike[str], payload: bytes) -> None:
     final = os.fspath(path)
-    temporary = os.path.join(os.path.dirname(final), f".{os.path.basename(final)}.{secrets.token_hex(6)}.tmp")
     try:
-        try:
-            with open(temporary, "xb") as file:
-                file.write(payload)
-            os.replace(temporary, final)
-        finally:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
+        with replace_file(final) as file:
+            file.write(payload)
     except OSError as error:
         raise UserError(f"export: {final}: cannot be written: {error.strerror}") from error
