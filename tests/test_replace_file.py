@@ -25,11 +25,16 @@ def test_the_new_file_takes_the_place(tmp_path: Path, old: bytes | None) -> None
 def test_a_failure_leaves_the_old_file(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "m.bin"
     path.write_bytes(b"old")
-    with pytest.raises(error), replace_file(path) as file:
-        file.write(b"half")
-        raise error
+    with pytest.raises(error):
+        write_half(path, error)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def write_half(path: Path, error: type[BaseException]) -> None:
+    with replace_file(path) as file:
+        file.write(b"half")
+        raise error
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
