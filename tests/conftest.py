@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
 import types
 from collections.abc import Callable
@@ -10,8 +11,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from torchkiln.backends.contract import Candidate, Reject
-from torchkiln.backends.registry import BACKENDS, get_backend
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run under Triton's interpreter; it must be chosen before Triton is imported
+
+from torchkiln.backends.contract import Candidate, Reject  # noqa: E402
+from torchkiln.backends.registry import BACKENDS, get_backend  # noqa: E402
 
 
 def pytest_collection_modifyitems(items):

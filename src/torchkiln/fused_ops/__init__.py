@@ -1,0 +1,8 @@
+"""The fused-op dialect: operators that one kernel can do, each registered with torch as ``torch.ops.torchkiln.NAME`` and meant by its reference.
+
+A graph of them runs in plain PyTorch; the CUDA backend has tactics for each.
+"""
+
+from . import attention, conv, linear, norms, squeeze_excite
+
+__all__ = ["attention", "conv", "linear", "norms", "squeeze_excite"]
