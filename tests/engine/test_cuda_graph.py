@@ -162,9 +162,52 @@ def test_a_call_that_cannot_be_captured_runs_as_it_is_and_says_why(device):
     assert runner.note.startswith("no CUDA graph: capture failed")
     assert runner.captured_shapes == []
     # What failed must not stay behind: another runner captures.
+    torch.randn(2, device=device)  # the generator works outside a capture
     other = CudaGraphRunner(lambda inputs: [inputs[0] * 2], device)
     assert_equal(other(inputs), [inputs[0] * 2])
     assert other.note == ""
+
+
+@pytest.mark.cuda
+def test_memory_can_be_given_back_after_a_failed_capture(device):
+    runner = CudaGraphRunner(lambda inputs: [inputs[0] * inputs[0].sum().item()], device)
+    runner([torch.ones(3, device=device)])
+    assert runner.note
+    del runner
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved(device)
+    value = torch.empty(64 * 2**20, dtype=torch.uint8, device=device)
+    del value
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved(device) <= before
+
+
+@pytest.mark.cuda
+def test_a_prepared_runner_does_not_capture_again(call, device):
+    runner = CudaGraphRunner(call, device)
+    runner.prepare([torch.zeros_like(value) for value in make_inputs(3, device)])
+    (key,) = runner.captured_shapes
+    runner._call = None  # from here on, replays alone
+    inputs = make_inputs(3, device, 1)
+    assert_equal(runner(inputs), call(inputs))
+    assert runner.captured_shapes == [key]
+
+
+@pytest.mark.cuda
+def test_a_stream_of_its_own_between_calls_on_the_default_one(call, device):
+    runner, other = CudaGraphRunner(call, device), torch.cuda.Stream(device)
+    cases = [make_inputs(4, device, seed) for seed in range(20)]
+    expected = [call(inputs) for inputs in cases]
+    runner(cases[0])
+    torch.cuda.synchronize()
+    results = []
+    for index, inputs in enumerate(cases):
+        with torch.cuda.stream(other if index % 2 else torch.cuda.default_stream(device)):
+            results.append(runner(inputs))
+    torch.cuda.synchronize()
+    for outputs, values in zip(results, expected, strict=True):
+        assert_equal(outputs, values)
 
 
 @pytest.mark.cuda

@@ -20,18 +20,31 @@ class CallCheck:
         self._device = device
         self._paths = [spec.name or path for spec, path in zip(inputs, paths, strict=True)]
         self._equal_dims = equal_dims
-        self._specs = [
-            (spec, path, spec.dtype, torch.Size(spec.opt_shape) if not spec.is_dynamic else None) for spec, path in zip(inputs, paths, strict=True)
-        ]
+        self._specs = [(spec, path, torch.Size(spec.opt_shape) if not spec.is_dynamic else None) for spec, path in zip(inputs, paths, strict=True)]
+        self._dtypes = [spec.dtype for spec in inputs]
+        #: The shapes last found right: most calls have them again.
+        self._shapes: tuple[torch.Size | None, ...] = (None,) * len(inputs)
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         device = self._device
+        for tensor, dtype, shape in zip(tensors, self._dtypes, self._shapes):  # noqa: B905 (checked by flatten; this is the hot path)
+            if (
+                tensor.dtype is not dtype
+                or tensor.shape != shape
+                or tensor.device != device
+                or tensor.requires_grad
+                or tensor.layout is not torch.strided
+            ):
+                return self._check_all(tensors)
+        return tensors
+
+    def _check_all(self, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         cast: dict[int, torch.Tensor] = {}
-        for index, (spec, path, dtype, fixed_shape) in enumerate(self._specs):
+        for index, (spec, path, fixed_shape) in enumerate(self._specs):
             tensor = tensors[index]
-            if spec.any_float and tensor.dtype is not dtype and tensor.is_floating_point():
-                tensor = cast[index] = tensor.to(dtype)
-            if tensor.dtype is not dtype or tensor.device != device or tensor.requires_grad or tensor.layout is not torch.strided:
+            if spec.any_float and tensor.dtype is not spec.dtype and tensor.is_floating_point():
+                tensor = cast[index] = tensor.to(spec.dtype)
+            if tensor.dtype is not spec.dtype or tensor.device != self._device or tensor.requires_grad or tensor.layout is not torch.strided:
                 self._explain(tensor, spec, path)
             shape = tensor.shape
             if shape != fixed_shape and (fixed_shape is not None or not _in_range(shape, spec)):
@@ -40,6 +53,7 @@ class CallCheck:
             if len({tensors[index].shape[dim] for index, dim in group}) > 1:
                 sizes = ", ".join(f"dimension {dim} of {self._paths[index]} is {tensors[index].shape[dim]}" for index, dim in group)
                 raise InputMismatch(f"engine: these must be the same size in this model, as torch.export found: {sizes}")
+        self._shapes = tuple(tensor.shape for tensor in tensors)
         return [cast.get(index, tensor) for index, tensor in enumerate(tensors)] if cast else tensors
 
     def _explain(self, tensor: torch.Tensor, spec: Input, path: str) -> None:

@@ -1,50 +1,35 @@
-"""cuda_graph: replay a call as one CUDA graph per combination of input shapes, so that the CPU launches once and not once per kernel.
-
-Source: the CUDA graphs section of PyTorch's CUDA notes (warm-up on a side stream, capture, copy into static inputs, replay).
-"""
+"""cuda_graph: replay a call as one CUDA graph per combination of input shapes, so that the CPU launches once and not once per kernel."""
 
 from __future__ import annotations
 
 import sys
 import threading
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..errors import UserError
 from ..log import STEPS, log
+from .graph_buckets import batched_outputs, bucket_shapes, rows_of
+from .graph_capture import CAPTURING, CaptureFailed, record
+from .graph_plan import Captured, Key, Plan
 
 if TYPE_CHECKING:
     from ..backends.contract import Runner
 
-#: Before capture, so that nothing is loaded, tuned or allocated for the first time during it.
-WARM_UP_CALLS = 3
-
-Key = tuple[torch.Size, ...]
-
-
-@dataclass
-class _Captured:
-    """A graph with the memory it reads and writes."""
-
-    graph: torch.cuda.CUDAGraph
-    inputs: list[torch.Tensor]
-    outputs: list[Any]
-    tensors: list[torch.Tensor] = field(init=False)
-    """Those of ``outputs`` that are tensors. The others are sizes: fixed by the input shapes."""
-
-    def __post_init__(self) -> None:
-        self.tensors = [o for o in self.outputs if isinstance(o, torch.Tensor)]
+#: cudaStreamPerThread: one handle for a different stream in every thread.
+_PER_THREAD = 2
 
 
 class CudaGraphRunner:
     """A Runner that replays ``call``. Safe under concurrent calls from several threads, each on a stream of its own.
 
-    The first call with new input shapes captures (that call takes seconds, not microseconds). Calls run one after another on the GPU, whatever
-    their streams: they share the graph's memory. The graphs of one runner share one memory pool.
+    The first call with new input shapes captures (that call takes seconds, not microseconds); ``prepare`` does so beforehand. A replay waits for
+    nothing on the CPU. Calls run one after another on the GPU, whatever their streams: they share the graph's memory. The graphs of one runner
+    share one memory pool.
 
     ``call`` must launch the same kernels for the same shapes, on the current stream, and not wait for the GPU. Where capture fails, ``note`` says
     why and calls go to ``call`` as they are.
@@ -53,54 +38,88 @@ class CudaGraphRunner:
         call: takes tensors on ``device`` and returns tensors on it (or integers, for sizes).
         device: a CUDA device with an index.
         static_outputs: return the graph's own output tensors, which the next call overwrites, instead of fresh copies. For a single caller that is
-            done with the outputs before it calls again.
-        max_shapes: most combinations of input shapes to keep; the one unused for longest goes first.
+            done with the outputs before it calls again. May be set at any time.
+        max_shapes: most combinations of input shapes to keep; the one unused for longest goes first. The prepared one is kept besides.
+        batch_buckets: batch sizes to capture. Dimension 0 of every input must be the batch, and each row of an output may depend on the same row
+            of the inputs alone: a batch of n runs as the first n rows of the smallest bucket that holds it. A larger batch than every bucket, or
+            inputs whose sizes disagree, are captured as they are.
     """
 
-    def __init__(self, call: Runner, device: torch.device, *, static_outputs: bool = False, max_shapes: int = 16) -> None:
+    def __init__(
+        self,
+        call: Runner,
+        device: torch.device,
+        *,
+        static_outputs: bool = False,
+        max_shapes: int = 16,
+        batch_buckets: Sequence[int] = (),
+    ) -> None:
         if device.type != "cuda" or device.index is None:
             raise UserError(f"CudaGraphRunner: expected a CUDA device with an index, got {device}")
         if max_shapes < 1:
             raise UserError(f"CudaGraphRunner: max_shapes: expected at least 1, got {max_shapes}")
         self.note = ""
+        self.static_outputs = static_outputs
         self._call = call
         self._device = device
-        self._static_outputs = static_outputs
-        self._max_shapes = max_shapes
+        self._index = device.index
+        self._buckets = sorted(set(batch_buckets))
+        self._batched: list[bool] | None = None
+        self._max_shapes = max(max_shapes, len(self._buckets))
         self._lock = threading.Lock()
-        self._captured: OrderedDict[Key, _Captured] = OrderedDict()
+        #: By the shapes of the inputs captured, the one unused for longest first; and by the shapes of a call's inputs.
+        self._captured: OrderedDict[Key, Captured] = OrderedDict()
+        self._plans: dict[Key, Plan] = {}
+        self._prepared: Captured | None = None
         self._pool = torch.cuda.graph_pool_handle()
-        #: Recorded at the end of each call's work: the next call, perhaps on another stream, waits for it on the GPU.
+        #: Recorded at the end of each call's work: the next call waits for it on the GPU where it comes on another stream.
         self._done = torch.cuda.Event()
+        self._stream: Any = None
+        self._stream_handle = -1
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> Sequence[Any]:
-        if torch.cuda.current_device() != self._device.index:
+        # torch._C: torch.cuda's functions of these names check first whether CUDA is initialized, a microsecond each time.
+        if torch._C._cuda_getDevice() != self._index:
             with torch.cuda.device(self._device):
                 return self(inputs)
-        if torch.cuda.is_current_stream_capturing():
+        if torch._C._cuda_isCurrentStreamCapturing():
             # The caller is capturing a graph of its own: become a part of it.
             return self._call(inputs)
         key = tuple([value.shape for value in inputs])
-        with torch.no_grad():
+        grad = torch.is_grad_enabled()
+        if grad:
+            torch._C._set_grad_enabled(False)  # torch.no_grad() without the object: a microsecond less
+        try:
             with self._lock:
-                captured = self._captured.get(key) or self._capture(key, inputs)
-                if captured is not None:
-                    return self._replay(key, captured, inputs)
-            return self._call(inputs)
+                plan = self._plans.get(key)
+                if plan is not None:
+                    return self._replay(plan, inputs)
+            return self._first_call(key, inputs)
+        finally:
+            if grad:
+                torch._C._set_grad_enabled(True)
 
-    def input_buffers(self, *shapes: Sequence[int]) -> list[torch.Tensor]:
+    def prepare(self, inputs: Sequence[torch.Tensor]) -> None:
+        """Capture for the shapes of ``inputs``, whose values do not matter, and keep that graph for good. Raises what ``call`` raises on them."""
+        key = tuple(value.shape for value in inputs)
+        with torch.cuda.device(self._device), torch.no_grad(), CAPTURING, self._lock:
+            plan = self._plan_for(key, inputs)
+            self._prepared = plan.captured if plan else None
+
+    def input_buffers(self, *shapes: Sequence[int]) -> tuple[torch.Tensor, ...]:
         """The graph's own input tensors for these input shapes. Written in place and passed to a call, they save the copy.
 
-        For a single caller: another caller's inputs would overwrite them. Raises UserError when no call with these shapes was captured (yet).
+        For a single caller: another call's inputs overwrite them. Raises UserError when no call with these shapes was captured (yet).
         """
         key = tuple(torch.Size(shape) for shape in shapes)
         with self._lock:
-            if key not in self._captured:
-                known = "; ".join(str([tuple(s) for s in k]) for k in self._captured) or "none"
+            plan = self._plans.get(key)
+            if plan is None:
+                known = "; ".join(str([tuple(s) for s in k]) for k in self._plans) or "none"
                 raise UserError(
                     f"input_buffers: no graph for input shapes {[tuple(s) for s in key]}: call once with them. Captured: {known}. {self.note}"
                 )
-            return list(self._captured[key].inputs)
+            return plan.inputs
 
     @property
     def captured_shapes(self) -> list[Key]:
@@ -108,75 +127,99 @@ class CudaGraphRunner:
         with self._lock:
             return list(self._captured)
 
-    def _replay(self, key: Key, captured: _Captured, inputs: Sequence[torch.Tensor]) -> Sequence[Any]:
-        self._captured.move_to_end(key)
-        stream = torch.cuda.current_stream()
-        stream.wait_event(self._done)
-        if any([value is not own for value, own in zip(inputs, captured.inputs, strict=True)]):  # noqa: C419 (a list is faster)
-            torch._foreach_copy_(captured.inputs, list(inputs))
-        captured.graph.replay()
-        outputs = captured.outputs if self._static_outputs else _fresh(captured)
-        self._done.record(stream)
-        return outputs
-
-    def _capture(self, key: Key, inputs: Sequence[torch.Tensor]) -> _Captured | None:
-        """A graph for ``inputs``' shapes; None, with the reason in ``note``, when there cannot be one."""
-        if self.note:
-            return None
-        if len(self._captured) >= self._max_shapes:
-            self._done.synchronize()  # its memory may still be in use
-            self._captured.popitem(last=False)
-        caller = torch.cuda.current_stream()
-        side = torch.cuda.Stream(self._device)
-        side.wait_stream(caller)
-        with torch.cuda.stream(side):
-            own = [torch.empty(v.shape, dtype=v.dtype, device=self._device).copy_(v) for v in inputs]
-            for _ in range(WARM_UP_CALLS):
-                self._call(own)
-        side.synchronize()
+    def _replay(self, plan: Plan, inputs: Sequence[torch.Tensor]) -> Sequence[Any]:
+        handle = torch._C._cuda_getCurrentRawStream(self._index)
+        if handle != self._stream_handle:
+            self._stream = torch.cuda.current_stream()
+            self._stream.wait_event(self._done)
+            self._stream_handle = handle if handle != _PER_THREAD else -1
+        if len(self._captured) > 1:
+            self._captured.move_to_end(plan.captured.key)
         try:
-            captured = self._record(own, side)
-        except RuntimeError as error:
-            # Not a fault of the model: it ran, in warm-up. It does something a graph cannot hold, or memory is short.
-            self.note = f"no CUDA graph: capture failed: {str(error).strip().splitlines()[0]}"
-            log(STEPS, "%s", self.note)
-            captured = None
-        caller.wait_stream(side)
-        if captured is not None:
-            self._captured[key] = captured
+            plan.load(inputs)
+            plan.captured.graph.replay()
+            return plan.outputs if self.static_outputs else plan.fresh_outputs()
+        finally:
+            self._done.record(self._stream)
+
+    def _first_call(self, key: Key, inputs: Sequence[torch.Tensor]) -> Sequence[Any]:
+        if not self.note:
+            with CAPTURING, self._lock:
+                plan = self._plan_for(key, inputs)
+                if plan is not None:
+                    return self._replay(plan, inputs)
+        return self._call(inputs)
+
+    def _plan_for(self, key: Key, inputs: Sequence[torch.Tensor]) -> Plan | None:
+        """How to serve ``inputs``' shapes, captured where it has to be; None, with the reason in ``note``, when there cannot be a graph."""
+        if key in self._plans or self.note:
+            return self._plans.get(key)
+        # Outside the caller's inference mode: torch refuses to write its tensors anywhere else.
+        with torch.inference_mode(False), torch.no_grad():
+            try:
+                wide = bucket_shapes(key, self._bucket(key))
+                plan = self._bucket_plan(key, wide, inputs) if wide else None
+                if plan is None:
+                    captured = self._captured.get(key) or self._capture(key, inputs)
+                    plan = Plan(captured, captured.inputs, captured.outputs)
+            except CaptureFailed as failure:
+                self.note = f"no CUDA graph: capture failed: {failure}"
+                log(STEPS, "%s", self.note)
+                return None
+        self._plans[key] = plan
+        return plan
+
+    def _bucket(self, key: Key) -> int:
+        """The smallest bucket that holds the batch; 0 for none."""
+        rows = rows_of(key)
+        place = bisect_left(self._buckets, rows) if rows is not None else len(self._buckets)
+        return self._buckets[place] if place < len(self._buckets) else 0
+
+    def _bucket_plan(self, key: Key, wide: Key, inputs: Sequence[torch.Tensor]) -> Plan | None:
+        """None, and no buckets from then on, when the outputs do not have the batch for dimension 0."""
+        rows, bucket = key[0][0], wide[0][0]
+        captured = self._captured.get(wide)
+        if captured is None:
+            captured = self._capture(wide, inputs)
+            captured.rows = rows
+        if self._batched is None:
+            self._batched = batched_outputs(self._call, captured, bucket, self._buckets)
+        if self._batched is None:
+            log(STEPS, "no batch buckets: dimension 0 of the outputs is not the batch")
+            self._buckets = []
+            del self._captured[wide]
+            return None
+        if rows == bucket:
+            return Plan(captured, captured.inputs, captured.outputs, rows)
+        # A size is batched too: it is the batch itself.
+        narrow = [value if not own else (value[:rows] if isinstance(value, torch.Tensor) else rows) for value, own in self._pairs(captured)]
+        return Plan(captured, [own[:rows] for own in captured.inputs], narrow, rows)
+
+    def _pairs(self, captured: Captured) -> list[tuple[Any, bool]]:
+        assert self._batched is not None
+        return list(zip(captured.outputs, self._batched, strict=True))
+
+    def _capture(self, key: Key, inputs: Sequence[torch.Tensor]) -> Captured:
+        """A graph for inputs of the shapes ``key``, which hold ``inputs`` in their first rows and zeros in the others."""
+        self._make_room()
+        own = []
+        for shape, value in zip(key, inputs, strict=True):
+            buffer = torch.empty(shape, dtype=value.dtype, device=self._device)
+            (buffer if shape == value.shape else buffer.zero_()[: len(value)]).copy_(value)
+            own.append(buffer)
+        graph, outputs = record(self._call, own, self._device, self._pool)
+        captured = self._captured[key] = Captured(key, graph, own, outputs)
         return captured
 
-    def _record(self, own: list[torch.Tensor], side: torch.cuda.Stream) -> _Captured:
-        graph = torch.cuda.CUDAGraph()
-        # cuBLAS keeps a workspace per stream, and torch's streams come from a small pool: another engine's graph would use the same one at the same
-        # time. Cleared, it is allocated during capture, in this runner's pool.
-        torch._C._cuda_clearCublasWorkspaces()
-        try:
-            # thread_local: what other threads do with the GPU meanwhile does not spoil the capture.
-            with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
-                outputs = list(self._call(own))
-        finally:
-            torch._C._cuda_clearCublasWorkspaces()
-        for index, output in enumerate(outputs):
-            if isinstance(output, torch.Tensor) and output.device != self._device:
-                raise RuntimeError(f"output {index} is on {output.device}, which a graph of {self._device} does not write")
-        return _Captured(graph, own, outputs)
+    def _make_room(self) -> None:
+        others = [key for key, captured in self._captured.items() if captured is not self._prepared]
+        if len(others) < self._max_shapes:
+            return
+        self._done.synchronize()  # its memory may still be in use
+        captured = self._captured.pop(others[0])
+        self._plans = {key: plan for key, plan in self._plans.items() if plan.captured is not captured}
 
     def __del__(self) -> None:
         # The memory goes back to the allocator now, and the last replay may still be using it.
         if getattr(self, "_captured", None) and not sys.is_finalizing():
             self._done.synchronize()
-
-
-def _fresh(captured: _Captured) -> Sequence[Any]:
-    tensors = captured.tensors
-    if len(tensors) == 1:
-        copies = [tensors[0].clone()]
-    else:
-        copies = [torch.empty_like(tensor) for tensor in tensors]
-        if copies:
-            torch._foreach_copy_(copies, tensors)
-    if len(tensors) == len(captured.outputs):
-        return copies
-    copied = iter(copies)
-    return [next(copied) if isinstance(output, torch.Tensor) else output for output in captured.outputs]

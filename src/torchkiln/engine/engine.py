@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import TargetMismatch, TorchkilnError
+from ..errors import TargetMismatch, TorchkilnError, UserError
 from ..inputs import Input
-from ..log import SUMMARY, log
+from ..log import STEPS, SUMMARY, log
 from .call_check import CallCheck
 from .choose_target import Choice, choose_target
 from .contents import EngineContents
@@ -20,6 +20,7 @@ from .schedule import Schedule, load_segments
 
 if TYPE_CHECKING:
     from ..backends.contract import Runner
+    from .cuda_graph import CudaGraphRunner
 
 Flat = Sequence[torch.Tensor]
 
@@ -28,7 +29,7 @@ class Engine:
     """A built model. Call it as the model was called: the same arguments, nested the same way, give the same result.
 
     Safe under concurrent calls from several threads; engines share no state. Outputs are fresh tensors that the caller owns and carry no
-    gradient.
+    gradient. On CUDA, ``input_buffers`` and ``static_outputs`` save the copies of inputs and outputs.
     """
 
     def __init__(
@@ -92,6 +93,46 @@ class Engine:
     def inputs(self) -> tuple[Input, ...]:
         """The input tensors in flat order: shapes (or ranges), dtypes, names."""
         return self._contents.inputs
+
+    @property
+    def input_buffers(self) -> tuple[torch.Tensor, ...]:
+        """On CUDA, the memory a call reads its inputs from, at their opt shapes, in flat order. Written in place and passed to a call, these very
+        tensors are not copied:
+
+            (x,) = engine.input_buffers
+            x.copy_(image)
+            engine(x)
+
+        For one caller at a time: every call with other tensors overwrites them, and so does every write while a call still runs (on another
+        stream). What they hold at first is of no meaning. Raises UserError where calls are not replayed from a CUDA graph (the CPU).
+        """
+        return self._graphs("input_buffers").input_buffers(*[spec.opt_shape for spec in self.inputs])
+
+    @property
+    def static_outputs(self) -> bool:
+        """On CUDA: whether calls return the same output tensors every time, which the next call overwrites. False unless set:
+        ``engine.static_outputs = True``, for one caller that is done with the outputs before it calls again. It saves their copies.
+
+        Setting it raises UserError where calls are not replayed from a CUDA graph (the CPU).
+        """
+        return bool(getattr(self._run, "static_outputs", False)) if not self._absent else False
+
+    @static_outputs.setter
+    def static_outputs(self, value: bool) -> None:
+        if bool(value) != self.static_outputs:
+            self._graphs("static_outputs").static_outputs = bool(value)
+
+    def _graphs(self, what: str) -> CudaGraphRunner:
+        """What replays the engine's calls; ``what`` is what was asked of it."""
+        if self._absent:
+            raise TargetMismatch(self._absent)
+        if self._device.type != "cuda":
+            raise UserError(f"engine.{what}: only where calls are replayed from a CUDA graph; this engine runs on {self._device}")
+        run: CudaGraphRunner = self._run  # type: ignore[assignment]
+        # Where capture failed for other shapes alone, calls with these are replayed all the same.
+        if self._no_graph or (run.note and not run.captured_shapes):
+            raise UserError(f"engine.{what}: only where calls are replayed from a CUDA graph; {self.cuda_graph_note}")
+        return run
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -166,18 +207,31 @@ class Engine:
 
     @property
     def cuda_graph_note(self) -> str:
-        """Why calls on CUDA are not replayed from a CUDA graph; empty when they are, before the first call, and on the CPU."""
+        """Why calls on CUDA are not replayed from a CUDA graph; empty when they are, and on the CPU."""
         if self._absent:
             return ""
         return f"no CUDA graph: {self._no_graph}" if self._no_graph else getattr(self._run, "note", "")
 
     def _choose_run(self) -> Callable[[Flat], Flat]:
-        """On CUDA, replay one graph per shape where every segment can be captured; elsewhere run the segments one by one."""
+        """On CUDA, replay one graph per shape where every segment can be captured, that of the opt shapes captured now; elsewhere run the segments
+        one by one."""
         if self._device.type != "cuda" or self._no_graph:
             return self._schedule.run
         from .cuda_graph import CudaGraphRunner
 
-        return CudaGraphRunner(self._schedule.run, self._device)
+        run = CudaGraphRunner(self._schedule.run, self._device, batch_buckets=self._schedule.batch_buckets)
+        try:
+            run.prepare([_any_value(spec, self._device) for spec in self._contents.inputs])
+        except RuntimeError as error:
+            # A first call will raise it, on the caller's own values.
+            log(STEPS, "no CUDA graph at load: %s", error)
+        return run
+
+
+def _any_value(spec: Input, device: torch.device) -> torch.Tensor:
+    """A tensor of the opt shape with one value of the input's domain throughout."""
+    low, high = spec.tensor_domain or (0, 1)
+    return torch.full(spec.opt_shape, 0 if low <= 0 < high else low, dtype=spec.dtype, device=device)
 
 
 def load(path: str | PathLike[str], device: torch.device | str | None = None, num_threads: int | None = None, trusted: bool = False) -> Engine:

@@ -33,15 +33,24 @@ class Schedule:
             (runner, segment.inputs, segment.outputs, tuple(last_use[index]))
             for index, (runner, segment) in enumerate(zip(runners, contents.segments, strict=True))
         ]
+        self._batch_buckets: tuple[int, ...] = ()
         if _is_whole(contents):
             # One segment that takes the inputs and gives the outputs as they are: nothing to schedule.
             self.run: Any = self._runners[0]
+            if _is_batch_first(contents):
+                self._batch_buckets = tuple(getattr(self.run, "batch_buckets", ()))
         else:
             self.run = self._run_steps
 
     @property
     def runners(self) -> list[Runner]:
         return self._runners
+
+    @property
+    def batch_buckets(self) -> tuple[int, ...]:
+        """The batch sizes to capture, in place of every size that comes: those of a backend that names them, where it has the schedule to itself and
+        nothing varies but one batch, dimension 0 of every input. In naming them it says that no row of an output depends on another row's inputs."""
+        return self._batch_buckets
 
     def capture_blocker(self) -> str:
         """Why the schedule cannot be captured into a CUDA graph: '' when it can."""
@@ -66,6 +75,13 @@ def _is_whole(contents: EngineContents) -> bool:
         return False
     segment: EngineSegment = contents.segments[0]
     return segment.inputs == tuple(range(len(contents.inputs))) and segment.outputs == contents.output_slots
+
+
+def _is_batch_first(contents: EngineContents) -> bool:
+    if any(spec.dynamic_dims != (0,) for spec in contents.inputs):
+        return False
+    batch = {(index, 0) for index in range(len(contents.inputs))}
+    return len(batch) == 1 or any(batch == set(group) for group in contents.equal_dims)
 
 
 def _last_uses(contents: EngineContents) -> list[list[int]]:

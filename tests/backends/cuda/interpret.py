@@ -1,18 +1,16 @@
-"""Run a recipe on the CPU: Triton's interpreter for kernels, torch for its own operators; and check it against the op's reference."""
+"""Run a recipe on the CPU (Triton's interpreter, which tests/conftest.py chooses, for kernels; torch for its own operators) and check it."""
 
 from __future__ import annotations
 
-import os
 import re
 from importlib import import_module
 from typing import Any
 
 import torch
 
+import torchkiln.fused_ops  # noqa: F401  (registers the dialect)
 from torchkiln.backends.cuda.compile_kernel import load_source
 from torchkiln.backends.cuda.recipe import Kernel, Launch, Problem, Recipe, Ref, Tactic, TensorSpec
-
-assert os.environ.get("TRITON_INTERPRET") == "1", "tests/conftest.py sets it before Triton is imported"
 
 
 def make(spec: TensorSpec, generator: torch.Generator, fill: float | None = None) -> torch.Tensor:

@@ -1,0 +1,103 @@
+"""conv_geometry: what a convolution or a matrix product is as an implicit GEMM, whatever its number of spatial dimensions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..recipe import Problem, TensorSpec
+
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes and strides of a grouped convolution over three spatial dimensions (1 where the problem has fewer).
+
+    Attributes:
+        input_channels, output_channels: of one group.
+        x_strides, y_strides, residual_strides: of [N, C, D, H, W], in elements.
+    """
+
+    batch: int
+    groups: int
+    input_channels: int
+    output_channels: int
+    spatial: Triple
+    out_spatial: Triple
+    kernel: Triple
+    stride: Triple
+    padding: Triple
+    dilation: Triple
+    x_strides: tuple[int, ...]
+    y_strides: tuple[int, ...]
+    residual_strides: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """Output positions: the rows of the GEMM."""
+        return self.batch * self.out_spatial[0] * self.out_spatial[1] * self.out_spatial[2]
+
+    @property
+    def taps(self) -> int:
+        return self.kernel[0] * self.kernel[1] * self.kernel[2]
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether every output position reads one input position, and none outside."""
+        return self.taps == 1 and not any(self.padding)
+
+
+def conv_geometry(problem: Problem) -> Geometry:
+    """Of a "conv" or "conv_pooled" problem (not a transposed one)."""
+    x, weight, y = problem.inputs[0], problem.inputs[1], problem.outputs[0]
+    assert x is not None and weight is not None
+    residual = problem.inputs[3] if problem.op == "conv" else None
+    groups = problem.attributes["groups"]
+    return Geometry(
+        batch=x.shape[0],
+        groups=groups,
+        input_channels=x.shape[1] // groups,
+        output_channels=weight.shape[0] // groups,
+        spatial=_triple(x.shape[2:], 1),
+        out_spatial=_triple(y.shape[2:], 1),
+        kernel=_triple(weight.shape[2:], 1),
+        stride=_triple(problem.attributes["stride"], 1),
+        padding=_triple(problem.attributes["padding"], 0),
+        dilation=_triple(problem.attributes["dilation"], 1),
+        x_strides=_five(x),
+        y_strides=_five(y),
+        residual_strides=_five(residual) if residual is not None else (0,) * 5,
+    )
+
+
+def linear_geometry(problem: Problem) -> Geometry:
+    """Of a "linear" problem: rows are the batch. Its tensors must have uniform rows (see ``uniform_rows``)."""
+    x, weight, _, residual = problem.inputs
+    y = problem.outputs[0]
+    assert x is not None and weight is not None
+    rows = x.numel // x.shape[-1]
+    strides = [(row_stride(spec), spec.strides[-1], 0, 0, 0) if spec is not None else (0,) * 5 for spec in (x, y, residual)]
+    one = (1, 1, 1)
+    return Geometry(rows, 1, weight.shape[1], weight.shape[0], one, one, one, one, (0, 0, 0), one, *strides)
+
+
+def uniform_rows(spec: TensorSpec) -> bool:
+    """Whether all but the last dimension can be walked with one stride."""
+    sizes = [(size, stride) for size, stride in zip(spec.shape[:-1], spec.strides[:-1], strict=True) if size != 1]
+    return all(outer == inner * size for (_, outer), (size, inner) in zip(sizes, sizes[1:], strict=False))
+
+
+def row_stride(spec: TensorSpec) -> int:
+    """That stride, in elements."""
+    sizes = [stride for size, stride in zip(spec.shape[:-1], spec.strides[:-1], strict=True) if size != 1]
+    return sizes[-1] if sizes else spec.shape[-1]
+
+
+def _triple(values: tuple[int, ...] | list[int], fill: int) -> Triple:
+    filled = [fill] * (3 - len(values)) + list(values)
+    return filled[0], filled[1], filled[2]
+
+
+def _five(spec: TensorSpec) -> tuple[int, ...]:
+    """Strides of [N, C, D, H, W]: the missing dimensions have size 1."""
+    return spec.strides[:2] + (0,) * (5 - len(spec.strides)) + spec.strides[2:]
