@@ -16,7 +16,7 @@ from .dtypes import PRECISIONS, dtype_name, parse_dtype, precision_name
 from .errors import UnknownOption, UnsupportedOption, UserError
 from .target import CURRENT, parse_names
 
-BACKEND_NAMES = ("auto", "openvino", "onnxruntime", "inductor", "tensorrt", "torch")
+BACKEND_NAMES = ("auto", "openvino", "onnxruntime", "cuda", "inductor", "tensorrt", "torch")
 
 
 def option(default: Any, doc: str, backends: tuple[str, ...] = ()) -> Any:
@@ -25,6 +25,7 @@ def option(default: Any, doc: str, backends: tuple[str, ...] = ()) -> Any:
 
 
 _TENSORRT = ("tensorrt",)
+_GPU = ("cuda", "tensorrt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class CompileSettings:
     backend: str = option(
         "auto",
         "auto (measure every backend that can run here and keep the fastest that passes parity), or one of: "
-        "openvino, onnxruntime, inductor, tensorrt, torch.",
+        "openvino, onnxruntime, cuda, inductor, tensorrt, torch.",
     )
     target: tuple[str, ...] = option(
         (),
@@ -63,9 +64,9 @@ class CompileSettings:
     verify_dtype: torch.dtype = option(torch.float32, "The precision of the reference run: torch.float32 or torch.float64.")
     seed: int = option(0, "Seed of the random inputs drawn for checking and timing when only shapes were given.")
     num_threads: int | None = option(None, "CPU threads the engine uses. Default: torch.get_num_threads() when it is loaded.")
-    optimization_level: int | None = option(None, "How hard the builder tries, 0 (fastest build) to 5. Default: the library's own, 3.", _TENSORRT)
+    optimization_level: int | None = option(None, "How hard the builder tries, 0 (fastest build) to 5. Default: 3.", _GPU)
     workspace_size: int = option(0, "Most bytes of scratch memory an engine may use on the GPU. 0: the library's default, all there is.", _TENSORRT)
-    disable_tf32: bool = option(False, "Compute fp32 in full, without TF32 tensor cores.", _TENSORRT)
+    disable_tf32: bool = option(False, "Compute fp32 in full, without TF32 tensor cores.", _GPU)
     sparse_weights: bool = option(False, "Let the builder use 2:4 sparse kernels for weights that have that pattern.", _TENSORRT)
     immutable_weights: bool = option(
         True, "False: a refittable engine, whose weights torchkiln.refit can replace without a build. Needs the GPU while building.", _TENSORRT
@@ -76,7 +77,7 @@ class CompileSettings:
     version_compatible: bool = option(False, "A plan that later versions of TensorRT, and its lean runtime, run.", _TENSORRT)
     hardware_compatible: bool = option(False, "A plan that every GPU from Ampere on runs, not only the kind it is built for.", _TENSORRT)
     max_aux_streams: int | None = option(None, "Most streams the engine may use beside the caller's. Default: the library's choice.", _TENSORRT)
-    timing_cache_path: str | None = option(None, "File in which the builder keeps its timings between builds.", _TENSORRT)
+    timing_cache_path: str | None = option(None, "File in which the builder keeps its timings between builds.", _GPU)
     profiles: tuple[Mapping[str, Any], ...] = option(
         (),
         "Optimization profiles: for each, {input name: (min shape, opt shape, max shape)}, within the input's range; the engine is tuned "

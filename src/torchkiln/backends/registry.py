@@ -12,6 +12,7 @@ from .contract import Backend
 BACKENDS: dict[str, str] = {
     "openvino": "torchkiln.backends.openvino",
     "onnxruntime": "torchkiln.backends.onnxruntime",
+    "cuda": "torchkiln.backends.cuda",
     "inductor": "torchkiln.backends.inductor",
     "tensorrt": "torchkiln.backends.tensorrt",
     "torch": "torchkiln.backends.torch_fallback",

@@ -31,7 +31,7 @@ MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 DATA_BACKENDS = frozenset({"torch", "openvino", "onnxruntime"})
 
 #: Backends whose machine code is the GPU's alone: the system and processor that built it do not matter.
-GPU_CODE_BACKENDS = frozenset({"tensorrt"})
+GPU_CODE_BACKENDS = frozenset({"cuda", "tensorrt"})
 
 #: Smaller tensors are not worth comparing with others.
 _MIN_SHARED_BYTES = 1024

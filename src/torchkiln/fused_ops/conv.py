@@ -25,14 +25,15 @@ def conv(
     activation: str,
     alpha: float,
 ) -> torch.Tensor:
-    """activation(convolution(x * scale, weight, bias) + residual), in x's dtype.
+    """activation(convolution(x * scale, weight, bias) + residual), in the weight's dtype.
 
     Args:
-        x: [N, Cin, *spatial], 1 to 3 spatial dimensions.
+        x: [N, Cin, *spatial], 1 to 3 spatial dimensions; float32, or of the weight's dtype, to which it is rounded.
         weight: as ``aten.convolution`` takes it.
         residual: of the output's shape.
         scale: [N, Cin, 1, ...]: the gate of a squeeze-and-excite block.
     """
+    x = x.to(weight.dtype)
     if scale is not None:
         x = x * scale
     y = torch.ops.aten.convolution.default(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups)

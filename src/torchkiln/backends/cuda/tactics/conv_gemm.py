@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from ..recipe import Config, Kernel, Launch, Packed, Problem, Recipe, Tactic, TensorSpec
@@ -16,7 +18,7 @@ class ConvGemm:
     """A convolution (grouped too, of any strides) with scale, bias, residual and activation in one launch; split over K where rows are few."""
 
     name = "conv_gemm"
-    ops = ("conv", "linear")
+    ops: tuple[str, ...] = ("conv", "linear")
 
     def reject(self, problem: Problem) -> str:
         x, weight, *_ = problem.inputs
@@ -60,10 +62,11 @@ class ConvGemm:
         flat = _is_flat(geometry)
         wk = _steps(geometry, bk) * bk
         tiles = -(-geometry.rows // bm) * -(-geometry.output_channels // bn)
-        scratch, packed = {}, {"weight": Packed(lambda weight: pack_weight(weight, bk, flat), ("x1",))}
+        scratch, packed = {}, {"weight": Packed(partial(pack_weight, block=bk, flat=flat), ("x1",))}
         if split > 1:
             scratch["partial"] = TensorSpec.contiguous((tiles * geometry.groups * split * bm * bn,), torch.float32)
-        has = {name: index < len(problem.inputs) and problem.inputs[index] is not None for index, name in enumerate(("x", "w", "bias", "residual", "scale"))}
+        given = [spec is not None for spec in problem.inputs] + [False]
+        has = dict(zip(("bias", "residual", "scale"), given[2:5], strict=True))
         operands = (
             "x0",
             "packed.weight",

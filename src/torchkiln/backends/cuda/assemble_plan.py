@@ -1,0 +1,229 @@
+"""assemble_plan: operations and the choices for them -> a Plan: steps, the arena, which tensor is where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...dtypes import dtype_name
+from .compile_kernel import Compiled
+from .costs import bytes_of, flops_of
+from .measure import overlaps
+from .memory_plan import Buffer, plan_memory
+from .plan import Code, KernelStep, Plan, Step, StepInfo, Tensor, TorchStep
+from .recipe import Kernel, Launch, Recipe, Ref, TensorSpec, TorchCall
+from .trace import Operation, Storage, Trace, Value
+from .tuner import Choice
+
+
+class Codes:
+    """The machine code of a segment, each kernel once."""
+
+    def __init__(self) -> None:
+        self.held: list[Code] = []
+        self._index: dict[tuple[bytes, str, int, int, bool], int] = {}
+
+    def add(self, kernel: Kernel, compiled: Compiled) -> int:
+        code = Code(compiled.code, compiled.name, compiled.threads, compiled.shared_bytes, overlaps(kernel))
+        key = (code.blob, code.name, code.threads, code.shared_bytes, code.overlaps)
+        if key not in self._index:
+            self._index[key] = len(self.held)
+            self.held.append(code)
+        return self._index[key]
+
+
+class Constants:
+    """The tensors that the engine file keeps, each once: weights as they are, or packed."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, torch.Tensor] = {}
+        self._packed: dict[Any, str] = {}
+
+    def add(self, name: str, tensor: torch.Tensor) -> str:
+        self.held.setdefault(name, tensor.contiguous())
+        return name
+
+    def add_packed(self, function: Any, names: Sequence[str], tensors: Sequence[torch.Tensor]) -> str:
+        """``function(*tensors)``; the same function of the same tensors is kept once (batch sizes share weights)."""
+        made = function(*tensors).contiguous()
+        name = f"{names[0]}.packed{len(self._packed)}"
+        for other, held in self._packed.items():
+            if other[0] == tuple(names) and self.held[held].shape == made.shape and torch.equal(self.held[held], made):
+                return held
+        self._packed[tuple(names), name] = name
+        self.held[name] = made
+        return name
+
+
+@dataclass(eq=False)
+class _Slot:
+    """A tensor of the plan before memory is placed."""
+
+    place: str
+    index: int
+    offset: int
+    spec: TensorSpec
+    storage: Storage | None = None
+
+
+def assemble_plan(traced: Trace, choices: Sequence[Choice], codes: Codes, constants: Constants) -> Plan:
+    """One stream, in the order of the operations."""
+    return _Assembler(traced, codes, constants).run(choices)
+
+
+class _Assembler:
+    def __init__(self, traced: Trace, codes: Codes, constants: Constants) -> None:
+        self.traced, self.codes, self.constants = traced, codes, constants
+        self.slots: list[_Slot] = []
+        self.steps: list[Step] = []
+        self.infos: list[StepInfo] = []
+        self.names: list[str] = []
+        self.uses: dict[Storage, list[int]] = {}
+        self.by_torch: dict[Storage, int] = {}
+        self.counters = 0
+        self.torch_results = 0
+        self.output_of = {value.storage: index for index, value in enumerate(traced.outputs)}
+
+    def run(self, choices: Sequence[Choice]) -> Plan:
+        for operation, choice in zip(self.traced.operations, choices, strict=True):
+            self._operation(operation, choice)
+        outputs = tuple(self._slot(value) for value in self.traced.outputs)
+        storages = [s for s in self.uses if s.kind == "temporary" and s not in self.output_of and s not in self.by_torch]
+        buffers = [Buffer(s.span * s.dtype.itemsize, min(self.uses[s]), max(self.uses[s]), tuple(self.uses[s])) for s in storages]
+        placement = plan_memory(buffers)
+        at = dict(zip(storages, placement.offsets, strict=True))
+        tensors = [self._placed(slot, at) for slot in self.slots]
+        return Plan(
+            inputs=tuple(v.spec for v in self.traced.inputs),
+            outputs=tuple(v.spec for v in self.traced.outputs),
+            output_tensors=outputs,
+            tensors=tensors,
+            steps=self.steps,
+            infos=self.infos,
+            constants=self.names,
+            arena_bytes=placement.arena_bytes,
+            tensor_bytes=placement.tensor_bytes,
+            counters=self.counters,
+        )
+
+    def _placed(self, slot: _Slot, at: dict[Storage, int]) -> Tensor:
+        if slot.storage is None:
+            return Tensor(slot.place, slot.index, slot.offset, slot.spec)
+        storage, size = slot.storage, slot.spec.dtype.itemsize
+        if storage.kind == "input":
+            return Tensor("input", storage.index, slot.offset, slot.spec)
+        if storage.kind == "constant":
+            return Tensor("constant", self._name(self.constants.add(storage.name, self.traced.constants[storage.name])), slot.offset, slot.spec)
+        if storage in self.by_torch:
+            return Tensor("torch", self.by_torch[storage], slot.offset, slot.spec)
+        if storage in self.output_of:
+            return Tensor("output", self.output_of[storage], slot.offset, slot.spec)
+        return Tensor("arena", 0, at[storage] + slot.offset * size, slot.spec)
+
+    def _name(self, name: str) -> int:
+        if name not in self.names:
+            self.names.append(name)
+        return self.names.index(name)
+
+    def _slot(self, value: Value, *, whole: bool = False) -> int:
+        """The plan's tensor for a value; ``whole``: from its storage's start, for a kernel that adds the offset itself."""
+        offset = 0 if whole else value.offset
+        for index, slot in enumerate(self.slots):
+            if slot.storage is value.storage and slot.offset == offset and slot.spec == value.spec:
+                return index
+        self.slots.append(_Slot("", 0, offset, value.spec, value.storage))
+        return len(self.slots) - 1
+
+    def _fixed(self, place: str, index: int, offset: int, spec: TensorSpec) -> int:
+        self.slots.append(_Slot(place, index, offset, spec))
+        return len(self.slots) - 1
+
+    def _operation(self, operation: Operation, choice: Choice) -> None:
+        recipe: Recipe = choice.option.recipe
+        problem = operation.problem
+        offsets = problem.attributes.get("offsets", {}) if operation.region is not None else {}
+        values: dict[str, Value] = {f"x{i}": v for i, v in enumerate(operation.inputs) if v is not None}
+        values |= {f"y{i}": v for i, v in enumerate(operation.outputs)}
+        operands = {name: self._slot(value, whole=name in offsets) for name, value in values.items()}
+        for name, spec in recipe.scratch.items():
+            value = Value(Storage("temporary", spec.dtype, spec.span), spec)
+            values[f"scratch.{name}"], operands[f"scratch.{name}"] = value, self._slot(value)
+        for name, packed in recipe.packed.items():
+            sources = [values[o].storage.name for o in packed.operands]
+            made = self.constants.add_packed(packed.function, sources, [self._constant(values[o]) for o in packed.operands])
+            operands[f"packed.{name}"] = self._fixed("constant", self._name(made), 0, TensorSpec.of(self.constants.held[made]))
+        if recipe.counters:
+            operands["counters"] = self._fixed("counters", 0, self.counters * 4, TensorSpec.contiguous((recipe.counters,), torch.int32))
+            self.counters += recipe.counters
+        self.infos.append(
+            StepInfo(
+                label=operation.label,
+                op=problem.attributes["does"] if operation.region is not None else problem.op,
+                tactic=choice.option.tactic,
+                config=choice.option.config,
+                shape=problem.outputs[0].shape,
+                dtype=dtype_name(problem.outputs[0].dtype),
+                bytes=bytes_of(problem),
+                flops=flops_of(problem),
+                median_us=choice.median_us,
+                math=problem.math,
+            )
+        )
+        for call in recipe.launches:
+            self._step(call, operands, values, choice)
+
+    def _constant(self, value: Value) -> torch.Tensor:
+        tensor = self.traced.constants[value.storage.name]
+        return tensor.as_strided(value.spec.shape, value.spec.strides, tensor.storage_offset() + value.offset)
+
+    def _step(self, call: Launch | TorchCall, operands: dict[str, int], values: dict[str, Value], choice: Choice) -> None:
+        number = len(self.steps)
+        if isinstance(call, Launch):
+            self._use(call.operands, values, number)
+            code = self.codes.add(call.kernel, choice.codes[call.kernel])
+            run: KernelStep | TorchStep = KernelStep(code, call.grid, tuple(operands[name] for name in call.operands))
+        else:
+            self._use([ref.name for ref in _refs((call.args, [v for _, v in call.kwargs]))], values, number)
+            results = () if call.out else tuple(self._result(name, operands, values, number) for name in call.results)
+            run = TorchStep(call.op, _renamed(call.args, operands), tuple((k, _renamed(v, operands)) for k, v in call.kwargs), results, call.out)
+        self.steps.append(Step(run, len(self.infos) - 1))
+
+    def _use(self, names: Sequence[str], values: dict[str, Value], number: int) -> None:
+        for name in names:
+            if name in values:
+                self.uses.setdefault(values[name].storage, []).append(number)
+
+    def _result(self, name: str, operands: dict[str, int], values: dict[str, Value], number: int) -> int:
+        """Where a result of torch goes: its own memory is adopted, unless the tensor is a part of something larger or an output."""
+        if not name:
+            return -1
+        if name not in values:  # a value between two calls of a reference
+            operands[name] = self._fixed("torch", self._new_result(), 0, TensorSpec((), (), torch.float32))
+            return operands[name]
+        value = values[name]
+        self.uses.setdefault(value.storage, []).append(number)
+        first_write = len(self.uses[value.storage]) == 1
+        whole = value.offset == 0 and value.spec.span == value.storage.span
+        if first_write and whole and value.storage not in self.output_of:
+            self.by_torch[value.storage] = self._new_result()
+        return operands[name]
+
+    def _new_result(self) -> int:
+        self.torch_results += 1
+        return self.torch_results - 1
+
+
+def _refs(value: Any) -> list[Ref]:
+    if isinstance(value, Ref):
+        return [value]
+    return [ref for part in value for ref in _refs(part)] if isinstance(value, (list, tuple)) else []
+
+
+def _renamed(value: Any, operands: dict[str, int]) -> Any:
+    """The argument with operands' names replaced by the plan's tensors."""
+    if isinstance(value, Ref):
+        return Ref(str(operands[value.name]), value.shape, value.strides, value.offset)
+    return tuple(_renamed(part, operands) for part in value) if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,88 @@
+"""build: a segment as plans: fuse, lay out, choose tactics by measuring, place memory."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from ...dtypes import precision_name
+from ...engine.artifact import Artifact
+from ...errors import BuildFailed
+from ...log import STEPS, log
+from ...partition.segment import Segment
+from ...settings import CompileSettings
+from ..contract import Candidate
+from .assemble_plan import Codes, Constants, assemble_plan
+from .batch_sizes import batch_sizes, check_rows_independent
+from .passes.pipeline import fuse
+from .plan import Bundle, Plan, encode_bundle
+from .runtime import describe_target
+from .specialize import specialize
+from .timing_cache import TimingCache
+from .trace import trace
+from .tuner import DEFAULT_LEVEL, tune
+from .worker_pool import WorkerPool
+
+
+def build(segment: Segment, candidate: Candidate, settings: CompileSettings) -> Artifact:
+    """Build the segment in the candidate's precision, for each batch size of a dynamic one. Raises BuildFailed."""
+    device = segment.example_inputs[0].device if segment.example_inputs else torch.device("cuda", torch.cuda.current_device())
+    sizes = batch_sizes(segment)
+    dynamic_outputs = check_rows_independent(segment) if sizes else ()
+    codes, constants, rejects = Codes(), Constants(), list[tuple[str, str]]()
+    major, minor = torch.cuda.get_device_capability(device)
+    capability = major * 10 + minor
+    index = device.index if device.index is not None else torch.cuda.current_device()
+    cache = TimingCache(settings.timing_cache_path)
+    with WorkerPool(capability, index) as pool:
+        plans = [_plan(segment, size, candidate, settings, device, capability, cache, pool, codes, constants, rejects) for size in sizes or (0,)]
+    bundle = Bundle(plans, codes.held, describe_target(device), sizes, dynamic_outputs, rejects)
+    tensors = {name: tensor.detach() for name, tensor in constants.held.items() if any(name in plan.constants for plan in plans)}
+    metadata = {"precision": precision_name(candidate.precision), "arena_bytes": max(p.arena_bytes for p in plans), "steps": len(plans[0].steps)}
+    return Artifact(encode_bundle(bundle), tensors, metadata, native_code=True)
+
+
+def _plan(
+    segment: Segment,
+    size: int,
+    candidate: Candidate,
+    settings: CompileSettings,
+    device: torch.device,
+    capability: int,
+    cache: TimingCache,
+    pool: WorkerPool,
+    codes: Codes,
+    constants: Constants,
+    rejects: list[tuple[str, str]],
+) -> Plan:
+    """The plan at one batch size (0: the shapes are fixed)."""
+    began = time.perf_counter()
+    shapes = [(size, *t.shape[1:]) if size else tuple(t.shape) for t in segment.example_inputs]
+    graph_module = specialize(segment.graph_module, shapes)
+    if candidate.precision is not torch.float32:
+        from ...lower.convert_precision import convert_precision
+
+        convert_precision(graph_module, candidate.precision)
+    fuse(graph_module)
+    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+    traced = trace(graph_module, capability, multiprocessors, lambda op: _math(op, settings))
+    fused = time.perf_counter()
+    level = settings.optimization_level if settings.optimization_level is not None else DEFAULT_LEVEL
+    choices = tune(traced.operations, device, level, cache, pool)
+    found = [(node.name, reason) for node, reason in graph_module.meta.get("rejects", [])]
+    found += [(operation.label, reason) for operation, choice in zip(traced.operations, choices, strict=True) for reason in choice.rejects]
+    rejects += [reject for reject in found if reject not in rejects]
+    if not traced.operations and not traced.outputs:
+        raise BuildFailed(f"{segment.name}: nothing to compute")
+    plan = assemble_plan(traced, choices, codes, constants)
+    log(STEPS, "cuda: %s: fused in %.1f s, tuned in %.1f s, %d steps", segment.name, fused - began, time.perf_counter() - fused, len(plan.steps))
+    return plan
+
+
+def _math(op: str, settings: CompileSettings) -> str:
+    """How float32 products are computed: as torch's own switches say, unless TF32 was turned off for this build."""
+    if settings.disable_tf32:
+        return "ieee"
+    allowed = torch.backends.cudnn.allow_tf32 if op.startswith("conv") else torch.backends.cuda.matmul.allow_tf32
+    return "tf32" if allowed else "ieee"

@@ -1,0 +1,183 @@
+"""measure: candidates of one problem against its reference and against the clock, in the process that calls.
+
+A candidate runs many times inside one CUDA graph, each time on other tensors, together larger than the L2 cache, so that neither launch overhead nor a
+warm cache flatters it.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .compile_kernel import Compiled
+from .driver import Function, load_function
+from .recipe import Kernel, Launch, Recipe, TensorSpec
+from .run_recipe import run_recipe
+
+#: Together the copies of a problem's tensors are larger than this: twice the L2 cache of an H200.
+ROTATED_BYTES = 120 * 2**20
+MAX_COPIES = 48
+REPLAYS = 7
+
+#: Largest relative L2 error against torch in the same precision.
+TOLERANCES = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 2e-4}
+TF32_TOLERANCE = 5e-3
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to measure.
+
+    Attributes:
+        inputs, outputs: the operands "x0", ... and "y0", ...; None for an input that is left out.
+        math: "tf32" or "ieee" for float32 products.
+    """
+
+    inputs: tuple[TensorSpec | None, ...]
+    outputs: tuple[TensorSpec, ...]
+    math: str
+    reference: Recipe
+    recipes: tuple[Recipe, ...]
+    compiled: dict[Kernel, Compiled]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A candidate's median time, or why it is out."""
+
+    median_us: float | None
+    why: str = ""
+
+
+def measure(job: Job, device: torch.device) -> Iterator[Outcome]:
+    """An Outcome for each recipe, in order."""
+    import torchkiln.fused_ops  # noqa: F401  (references)
+
+    torch.backends.cudnn.benchmark = False
+    generator = torch.Generator(device).manual_seed(0)
+    inputs = {f"x{i}": _random(spec, generator) for i, spec in enumerate(job.inputs) if spec is not None}
+    expected = _reference(job, inputs)
+    set_math(job.math)
+    for recipe in job.recipes:
+        try:
+            yield _measure_one(job, recipe, inputs, expected, device)
+        except RuntimeError as error:  # an operator that refuses its arguments, or memory that is short
+            torch.cuda.synchronize()  # raises again when the error is one that the process does not survive
+            yield Outcome(None, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+
+
+def set_math(math: str) -> None:
+    """Let torch's own float32 products use TF32, or not."""
+    torch.backends.cuda.matmul.allow_tf32 = math == "tf32"
+    torch.backends.cudnn.allow_tf32 = math == "tf32"
+
+
+def _reference(job: Job, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    set_math("ieee")
+    operands = dict(inputs) | {f"y{i}": _empty(spec, inputs) for i, spec in enumerate(job.outputs)}
+    run_recipe(job.reference, {}, operands, torch.cuda.current_stream().cuda_stream)
+    return [operands[f"y{i}"] for i in range(len(job.outputs))]
+
+
+def _measure_one(job: Job, recipe: Recipe, inputs: dict[str, torch.Tensor], expected: Sequence[torch.Tensor], device: torch.device) -> Outcome:
+    functions = {launch.kernel: _load(job.compiled[launch.kernel], launch.kernel, device) for launch in recipe.launches if isinstance(launch, Launch)}
+    counters = torch.zeros(max(recipe.counters, 1), dtype=torch.int32, device=device)
+    first = _operands(job, recipe, inputs, counters)
+    given = {name: first[name] for name in first}
+    run_recipe(recipe, functions, first, torch.cuda.current_stream().cuda_stream)
+    torch.cuda.synchronize()
+    for index, (spec, right) in enumerate(zip(job.outputs, expected, strict=True)):
+        error = _error(first[f"y{index}"], right)
+        tolerance = TF32_TOLERANCE if spec.dtype == torch.float32 and job.math == "tf32" else TOLERANCES.get(spec.dtype, 0.0)
+        if not error <= tolerance:
+            return Outcome(None, f"wrong: y{index} has relative error {error:.3g}, more than {tolerance:.3g}")
+    if recipe.counters and bool(counters.any()):
+        return Outcome(None, "wrong: leaves its counters other than zero")
+    return Outcome(_time(job, recipe, functions, given, counters))
+
+
+def _time(job: Job, recipe: Recipe, functions: dict[Kernel, Function], first: dict[str, torch.Tensor], counters: torch.Tensor) -> float:
+    size = sum(t.numel() * t.element_size() for t in first.values())
+    copies = max(1, min(MAX_COPIES, -(-ROTATED_BYTES // max(size, 1))))
+    sets = [first] + [{k: t if k == "counters" else _like(t) for k, t in first.items()} for _ in range(copies - 1)]
+    calls = max(copies, 6)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        run_recipe(recipe, functions, dict(sets[0]), stream.cuda_stream)
+        stream.synchronize()
+        with torch.cuda.graph(graph, stream=stream):
+            for call in range(calls):
+                run_recipe(recipe, functions, dict(sets[call % copies]), stream.cuda_stream)
+        graph.replay()
+        times = []
+        for _ in range(REPLAYS):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record(stream)
+            graph.replay()
+            end.record(stream)
+            end.synchronize()
+            times.append(start.elapsed_time(end) * 1e3 / calls)
+    return statistics.median(times)
+
+
+def _operands(job: Job, recipe: Recipe, inputs: dict[str, torch.Tensor], counters: torch.Tensor) -> dict[str, torch.Tensor]:
+    operands = dict(inputs)
+    for index, spec in enumerate(job.outputs):
+        operands[f"y{index}"] = _empty(spec, inputs)
+    for name, spec in recipe.scratch.items():
+        operands[f"scratch.{name}"] = _empty(spec, inputs)
+    for name, packed in recipe.packed.items():
+        operands[f"packed.{name}"] = packed.function(*[inputs[o] for o in packed.operands]).contiguous()
+    operands["counters"] = counters
+    return operands
+
+
+def _load(compiled: Compiled, kernel: Kernel, device: torch.device) -> Function:
+    return load_function(compiled.code, compiled.name, compiled.threads, compiled.shared_bytes, overlaps(kernel), device)
+
+
+def overlaps(kernel: Kernel) -> bool:
+    """Whether the kernel waits itself for the ones before (see kernels/__init__.py)."""
+    return bool(dict(kernel.constants).get("PDL", False))
+
+
+def _random(spec: TensorSpec, generator: torch.Generator) -> torch.Tensor:
+    buffer = torch.zeros(max(spec.span, 1), dtype=spec.dtype, device=generator.device)
+    tensor = buffer.as_strided(spec.shape, spec.strides)
+    values = torch.empty(spec.shape, dtype=torch.float32 if not spec.dtype.is_floating_point else spec.dtype, device=generator.device)
+    if spec.dtype.is_floating_point:
+        values.normal_(generator=generator)
+    else:
+        values.random_(0, 2, generator=generator)
+    expanded = any(stride == 0 and size > 1 for stride, size in zip(spec.strides, spec.shape, strict=True))
+    (buffer if expanded else tensor).copy_(values.flatten()[: buffer.numel()] if expanded else values)
+    return tensor
+
+
+def _empty(spec: TensorSpec, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Filled with NaN (or ones), so that what a kernel does not write is seen."""
+    device = next(iter(inputs.values())).device if inputs else torch.device("cuda")
+    buffer = torch.full((max(spec.span, 1),), float("nan") if spec.dtype.is_floating_point else 1, dtype=spec.dtype, device=device)
+    return buffer.as_strided(spec.shape, spec.strides)
+
+
+def _like(tensor: torch.Tensor) -> torch.Tensor:
+    """Another tensor of the same strides and values."""
+    spec = TensorSpec.of(tensor)
+    buffer = tensor.as_strided((max(spec.span, 1),), (1,)).clone()
+    return buffer.as_strided(spec.shape, spec.strides)
+
+
+def _error(got: torch.Tensor, right: torch.Tensor) -> float:
+    if not got.dtype.is_floating_point:
+        return float((got != right).sum())
+    got, right = got.double(), right.double()
+    if not torch.equal(got.isfinite(), right.isfinite()):
+        return float("inf")
+    got, right = got.nan_to_num(0, 0, 0), right.nan_to_num(0, 0, 0)
+    return float((got - right).norm() / right.norm().clamp_min(1e-20))

@@ -1,0 +1,56 @@
+"""emit: put a fused call in the place of a node, and keep the values of what reads it true."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from ....lower.graph_edit import insert_call, refresh_value, replace
+
+aten = torch.ops.aten
+
+
+def emit(graph_module: GraphModule, node: Node, target: Callable[..., Any], args: Sequence[Any]) -> Node:
+    """Replace ``node`` by ``target(*args)``, of the same shape. Returns the new node."""
+    fused = insert_call(graph_module, target, args, before=node)
+    put(graph_module, node, fused)
+    return fused
+
+
+def put(graph_module: GraphModule, node: Node, replacement: Node) -> None:
+    """Let every user of ``node`` read ``replacement``, erase ``node``, and follow a change of strides."""
+    before = node.meta["val"]
+    replace(node, replacement)
+    if replacement.meta["val"].stride() != before.stride():
+        follow_strides(graph_module, replacement)
+
+
+def follow_strides(graph_module: GraphModule, node: Node) -> None:
+    """Compute the values of the users of ``node`` anew, as far as strides changed. A view that they no longer allow gets a copy before it."""
+    changed = set(node.users)
+    while changed and node.op != "output":
+        node = node.next
+        if node not in changed or node.op == "output":
+            continue
+        changed.discard(node)
+        before = node.meta.get("val")
+        if not isinstance(before, torch.Tensor) or any(not isinstance(size, int) for size in before.shape):
+            continue
+        if node.target is aten.view.default and not _can_view(node.args[0], node.args[1]):
+            copied = insert_call(graph_module, aten.clone.default, (node.args[0],), {"memory_format": torch.contiguous_format}, before=node)
+            node.args = (copied, node.args[1])
+        refresh_value(graph_module, node)
+        if node.meta["val"].stride() != before.stride():
+            changed |= set(node.users)
+
+
+def _can_view(x: Any, shape: Any) -> bool:
+    value = x.meta["val"]
+    try:
+        torch.empty_strided(value.shape, value.stride(), device="meta").view(list(shape))
+    except RuntimeError:
+        return False
+    return True

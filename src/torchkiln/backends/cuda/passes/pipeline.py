@@ -1,0 +1,29 @@
+"""pipeline: the fusion passes in the order they run."""
+
+from __future__ import annotations
+
+from torch.fx import GraphModule
+
+from ....dump import Dump
+from ....lower.pipeline import Pass, run_pass
+from .fuse_attention import fuse_attention
+from .fuse_conv import fuse_conv
+from .fuse_linear import fuse_linear
+from .fuse_norms import fuse_norms
+from .fuse_squeeze_excite import fuse_squeeze_excite
+
+#: Attention before the softmax in it becomes an op of its own; the gates of squeeze-and-excite blocks, and norms, before the convolutions
+#: around them take what follows.
+PASSES: tuple[Pass, ...] = (fuse_attention, fuse_squeeze_excite, fuse_norms, fuse_conv, fuse_linear)
+
+
+def fuse(graph_module: GraphModule, passes: tuple[Pass, ...] = PASSES) -> list[tuple[str, int]]:
+    """Rewrite ``graph_module``, core ATen with static shapes, into the fused dialect, in place. Returns (pass, rewrites) in order.
+
+    What looked like a pattern but was refused is in ``graph_module.meta["rejects"]``, as (node, reason). With TORCHKILN_DUMP=dir, the graph
+    after each pass is written there. Raises CompilerBug when a pass leaves a graph that is not well formed.
+    """
+    dump = Dump.from_environment()
+    dump.write("captured", graph_module, "as the fusion passes get it")
+    results = [run_pass(run, graph_module, dump) for run in passes]
+    return [(result.name, result.rewrites) for result in results]

@@ -1,0 +1,253 @@
+"""load: a plan's steps over device memory. Imports no builder: no Triton, no compiler, no tactics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ...engine.artifact import Artifact
+from ...errors import CorruptEngineFile, TargetMismatch
+from .driver import Function, load_function
+from .plan import Bundle, KernelStep, Plan, Step, Tensor, decode_bundle
+from .recipe import TensorSpec
+from .run_recipe import as_sequence, find_op, resolve
+
+_ALIGNMENT_BYTES = 16
+
+
+def load(artifact: Artifact, device: torch.device, num_threads: int | None) -> PlanRunner:
+    """Put code and constants on ``device``. ``num_threads`` does not matter on a GPU.
+
+    Raises TargetMismatch on another kind of GPU than the engine was built for, CorruptEngineFile for a damaged plan.
+    """
+    import torchkiln.fused_ops  # noqa: F401  (what no kernel runs is called by its reference)
+
+    bundle = decode_bundle(artifact.payload)
+    check_target(bundle.target, device)
+    index = torch.device("cuda", device.index if device.index is not None else torch.cuda.current_device())
+    functions = [load_function(c.blob, c.name, c.threads, c.shared_bytes, c.overlaps, index) for c in bundle.codes]
+    constants = {name: tensor.to(index) for name, tensor in artifact.tensors.items()}
+    return PlanRunner(bundle, functions, constants, index)
+
+
+def describe_target(device: torch.device) -> dict[str, Any]:
+    """What kernels built for ``device`` need: machine code is of one compute capability, and was chosen for one kind of GPU."""
+    properties = torch.cuda.get_device_properties(device)
+    return {"compute_capability": f"{properties.major}.{properties.minor}", "gpu": properties.name}
+
+
+def check_target(target: Mapping[str, Any], device: torch.device) -> None:
+    """Raises TargetMismatch for a GPU of another compute capability."""
+    here = describe_target(device)
+    if here["compute_capability"] != target.get("compute_capability"):
+        raise TargetMismatch(
+            f"cuda: built for compute capability {target.get('compute_capability')} ({target.get('gpu')}), this GPU has "
+            f"{here['compute_capability']} ({here['gpu']}). Build the engine again on this machine, or for it: torchkiln compile MODEL --backend cuda."
+        )
+
+
+class PlanRunner:
+    """Runs a segment's plans on the caller's current stream. Safe under concurrent calls: every call has memory of its own.
+
+    ``batch_buckets``: the batch sizes that plans were built for; other sizes run in the next larger one, padded, with the padding dropped.
+    """
+
+    capture_blocker = ""
+
+    def __init__(self, bundle: Bundle, functions: Sequence[Function], constants: Mapping[str, torch.Tensor], device: torch.device) -> None:
+        self.batch_buckets = bundle.batch_sizes
+        self.bundle = bundle
+        self._device = device
+        self._dynamic_outputs = bundle.dynamic_outputs
+        self._plans = [LoadedPlan(plan, functions, constants, device) for plan in bundle.plans]
+
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        with torch.cuda.device(self._device), torch.no_grad():
+            if not self.batch_buckets:
+                return self._plans[0].run(inputs)
+            return self._run_padded(inputs)
+
+    def _run_padded(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        batch = inputs[0].shape[0]
+        largest = self.batch_buckets[-1]
+        if batch > largest:
+            # In turns of the largest size.
+            parts = [self._run_padded([value[start : start + largest] for value in inputs]) for start in range(0, batch, largest)]
+            return [torch.cat(pieces) if dynamic else pieces[0] for dynamic, *pieces in zip(self._dynamic_outputs, *parts, strict=True)]
+        index = next(i for i, size in enumerate(self.batch_buckets) if size >= batch)
+        missing = self.batch_buckets[index] - batch
+        if not missing:
+            return self._plans[index].run(inputs)
+        padded = [torch.cat([value, value.new_zeros((missing, *value.shape[1:]))]) for value in inputs]
+        outputs = self._plans[index].run(padded)
+        return [out[:batch].clone() if dynamic else out for out, dynamic in zip(outputs, self._dynamic_outputs, strict=True)]
+
+    def time_steps(self, inputs: Sequence[torch.Tensor], repeats: int) -> list[float]:
+        """Median microseconds of each step of the plan for these inputs' batch, each alone, launch overhead taken off."""
+        from .time_steps import time_steps
+
+        batch = inputs[0].shape[0] if self.batch_buckets else 0
+        plan = self._plans[self.batch_buckets.index(batch) if self.batch_buckets else 0]
+        with torch.cuda.device(self._device), torch.no_grad():
+            return time_steps(plan, inputs, repeats)
+
+
+class LoadedPlan:
+    """A plan with its code and constants on the device."""
+
+    def __init__(self, plan: Plan, functions: Sequence[Function], constants: Mapping[str, torch.Tensor], device: torch.device) -> None:
+        self.plan = plan
+        self._functions = functions
+        self._device = device
+        try:
+            self._constants = [constants[name] for name in plan.constants]
+        except KeyError as error:
+            raise CorruptEngineFile(f"cuda plan: a constant is missing: {error}") from error
+        self._last_use = _last_uses(plan)
+        self._streams: list[torch.cuda.Stream] = []
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Launch all steps on the current stream; the outputs are fresh tensors."""
+        return self.start(inputs).run_all()
+
+    def start(self, inputs: Sequence[torch.Tensor]) -> Memory:
+        """Memory for one run, nothing launched yet."""
+        return Memory(self, inputs)
+
+    def launcher(self, step: Step, memory: Memory) -> Callable[[int], None]:
+        """A function of a stream handle that launches the step."""
+        run = step.run
+        if isinstance(run, KernelStep):
+            function, grid = self._functions[run.code], run.grid
+            pointers = [memory.address(index) for index in run.operands]
+            return lambda stream: function.launch(grid, pointers, stream)
+        op = find_op(run.op)
+
+        def call(stream: int) -> None:
+            args = resolve(run.args, lambda name: memory.tensor(int(name)))
+            kwargs = {name: resolve(value, lambda n: memory.tensor(int(n))) for name, value in run.kwargs}
+            results = op(*args, **kwargs)
+            if not run.out:
+                for index, result in zip(run.results, as_sequence(results), strict=False):
+                    if index >= 0:
+                        memory.put(index, result)
+
+        return call
+
+
+class Memory:
+    """The tensors of one run."""
+
+    def __init__(self, loaded: LoadedPlan, inputs: Sequence[torch.Tensor]) -> None:
+        plan, device = loaded.plan, loaded._device
+        self._loaded = loaded
+        self._plan = plan
+        self._inputs = [_as_expected(value, spec) for value, spec in zip(inputs, plan.inputs, strict=True)]
+        self._arena = torch.empty(plan.arena_bytes, dtype=torch.uint8, device=device)
+        self._counters = torch.zeros(plan.counters * 4, dtype=torch.uint8, device=device) if plan.counters else None
+        self.outputs = [torch.empty(spec.shape, dtype=spec.dtype, device=device) for spec in plan.outputs]
+        self._by_torch: dict[int, torch.Tensor] = {}
+
+    def run_all(self) -> list[torch.Tensor]:
+        """Launch every step on the current stream, dropping what torch allocated after its last reader."""
+        stream = torch.cuda.current_stream().cuda_stream
+        with _own_flags() as set_math:
+            for number, step in enumerate(self._plan.steps):
+                if not isinstance(step.run, KernelStep):
+                    set_math(self._plan.infos[step.info].math)
+                self._loaded.launcher(step, self)(stream)
+                for index in self._loaded._last_use[number]:
+                    self._by_torch.pop(index, None)
+        return self.outputs
+
+    def address(self, index: int) -> int:
+        """The device address of a tensor's first element."""
+        tensor = self._plan.tensors[index]
+        if tensor.place == "arena":
+            return self._arena.data_ptr() + tensor.offset
+        if tensor.place == "counters":
+            assert self._counters is not None
+            return self._counters.data_ptr() + tensor.offset
+        return self._whole(tensor).data_ptr() + tensor.offset * tensor.spec.dtype.itemsize
+
+    def tensor(self, index: int) -> torch.Tensor:
+        tensor = self._plan.tensors[index]
+        if tensor.place in ("arena", "counters"):
+            flat = self._arena if tensor.place == "arena" else self._counters
+            assert flat is not None
+            size = tensor.spec.span * tensor.spec.dtype.itemsize
+            return flat[tensor.offset : tensor.offset + size].view(tensor.spec.dtype).as_strided(tensor.spec.shape, tensor.spec.strides)
+        whole = self._whole(tensor)
+        if tensor.place == "torch" and not tensor.spec.strides and not tensor.spec.shape:
+            return whole  # a value inside a reference, in whatever layout torch gave it
+        return whole.as_strided(tensor.spec.shape, tensor.spec.strides, whole.storage_offset() + tensor.offset)
+
+    def put(self, index: int, result: torch.Tensor) -> None:
+        """Take what torch allocated as a tensor of the plan, or copy it there."""
+        tensor = self._plan.tensors[index]
+        if tensor.place != "torch":
+            self.tensor(index).copy_(result)
+            return
+        spec = tensor.spec
+        if spec.shape and result.stride() != spec.strides:
+            result = torch.empty_strided(spec.shape, spec.strides, dtype=spec.dtype, device=result.device).copy_(result)
+        self._by_torch[tensor.index] = result
+
+    def _whole(self, tensor: Tensor) -> torch.Tensor:
+        if tensor.place == "input":
+            return self._inputs[tensor.index]
+        if tensor.place == "constant":
+            return self._loaded._constants[tensor.index]
+        if tensor.place == "output":
+            return self.outputs[tensor.index]
+        return self._by_torch[tensor.index]
+
+
+def _as_expected(value: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
+    """``value`` contiguous and aligned."""
+    if tuple(value.shape) != spec.shape or value.dtype != spec.dtype:
+        raise CorruptEngineFile(f"cuda plan: expected an input of shape {spec.shape}, {spec.dtype}, got {tuple(value.shape)}, {value.dtype}")
+    if not value.is_contiguous():
+        return value.contiguous()
+    return value.clone() if value.data_ptr() % _ALIGNMENT_BYTES else value
+
+
+def _last_uses(plan: Plan) -> list[list[int]]:
+    """For each step, the memory that torch allocated and that nothing reads after it."""
+    last: dict[int, int] = {}
+    for number, step in enumerate(plan.steps):
+        for index in tensors_of(step):
+            if plan.tensors[index].place == "torch":
+                last[plan.tensors[index].index] = number
+    found: list[list[int]] = [[] for _ in plan.steps]
+    for index, number in last.items():
+        found[number].append(index)
+    return found
+
+
+def tensors_of(step: Step) -> list[int]:
+    """The plan's tensors that a step reads or writes."""
+    run = step.run
+    if isinstance(run, KernelStep):
+        return list(run.operands)
+    found: list[int] = [index for index in run.results if index >= 0]
+    resolve(run.args, lambda name: found.append(int(name)) or torch.empty(0))  # type: ignore[func-returns-value]
+    resolve([value for _, value in run.kwargs], lambda name: found.append(int(name)) or torch.empty(0))  # type: ignore[func-returns-value]
+    return found
+
+
+class _own_flags:
+    """Within the block torch's global switches are the plan's: no benchmarking (the same choice every time), TF32 as the step says."""
+
+    def __enter__(self) -> Callable[[str], None]:
+        self._before = (torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+        torch.backends.cudnn.benchmark = False
+        return self._set
+
+    def _set(self, math: str) -> None:
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = math == "tf32"
+
+    def __exit__(self, *_: object) -> None:
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = self._before

@@ -1,0 +1,30 @@
+"""supports: whether the CUDA backend takes a node: as a kernel of its own or, captured with the rest, as an operator of torch."""
+
+from __future__ import annotations
+
+import torch
+from torch._ops import OpOverload
+from torch.fx import Node
+
+from ...settings import op_name
+from ..contract import Reject
+from ..plain_reject import plain_reject
+
+#: Operators of torch that wait for the GPU or copy to the CPU, which a CUDA graph cannot hold.
+_WAITS = ("aten._local_scalar_dense", "aten.item", "aten.nonzero", "aten.unique", "aten.masked_select", "aten.equal", "aten.is_nonzero")
+
+
+def supports(node: Node) -> Reject | None:
+    """None when it is taken: any plain operator of ATen whose shapes do not depend on the data."""
+    name = op_name(node.target)
+    if name.startswith(_WAITS):
+        return Reject(name, "waits for the GPU, which a CUDA graph cannot hold")
+    if isinstance(node.target, OpOverload) and any(a.alias_info is not None and a.alias_info.is_write for a in node.target._schema.arguments):
+        return Reject(name, "writes into its argument")
+    return plain_reject(node, "the CUDA backend", _dtype_reason, ("aten", "torchkiln"))
+
+
+def _dtype_reason(dtype: torch.dtype) -> str:
+    if dtype.is_complex:
+        return "complex tensors stay in PyTorch"
+    return ""

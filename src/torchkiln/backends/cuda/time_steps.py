@@ -1,0 +1,45 @@
+"""time_steps: how long each step of a loaded plan takes."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from .runtime import LoadedPlan
+
+#: A step is captured this often into one graph.
+LAUNCHES = 20
+
+
+def time_steps(loaded: LoadedPlan, inputs: Sequence[torch.Tensor], repeats: int) -> list[float]:
+    """Median microseconds of each step, captured many times in a row into a CUDA graph of its own (so its data may lie in the L2 cache)."""
+    memory = loaded.start(inputs)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    found = []
+    with torch.cuda.stream(stream):
+        for step in loaded.plan.steps:
+            launch = loaded.launcher(step, memory)
+            launch(stream.cuda_stream)  # what torch allocates is there from here on, for the steps after
+            stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream):
+                for _ in range(LAUNCHES):
+                    launch(stream.cuda_stream)
+            graph.replay()
+            times = []
+            for _ in range(repeats):
+                start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                start.record(stream)
+                graph.replay()
+                end.record(stream)
+                end.synchronize()
+                times.append(start.elapsed_time(end) * 1e3 / LAUNCHES)
+            found.append(statistics.median(times))
+            launch(stream.cuda_stream)  # outside the graph's memory, which goes with the graph
+            stream.synchronize()
+    return found

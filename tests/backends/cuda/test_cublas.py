@@ -1,0 +1,155 @@
+"""cuBLAS's matrix products against the reference, on the CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+
+import pytest
+import torch
+
+from torchkiln.backends.cuda.recipe import TensorSpec, TorchCall
+from torchkiln.backends.cuda.tactics.cublas import Cublas
+from torchkiln.fused_ops.activation import ACTIVATIONS
+
+from .interpret import check
+from .problems import conv_problem, linear_problem
+
+HALF, FLOAT, BFLOAT = torch.float16, torch.float32, torch.bfloat16
+TOLERANCE = {HALF: 3e-3, BFLOAT: 2e-2, FLOAT: 1e-5}
+CUBLAS = Cublas()
+
+
+def every(problem, level=5, tolerance=0.0):
+    """All configurations; returns them."""
+    assert CUBLAS.reject(problem) == ""
+    configs = CUBLAS.configs(problem, level)
+    for config in configs:
+        check(CUBLAS, problem, config, tolerance or TOLERANCE[problem.outputs[0].dtype])
+    pickle.dumps(CUBLAS.recipe(problem, configs[0]))
+    return configs
+
+
+def calls(problem, config):
+    """What a recipe calls, "kernel" for a launch."""
+    return [call.op if isinstance(call, TorchCall) else "kernel" for call in CUBLAS.recipe(problem, config).launches]
+
+
+@pytest.mark.parametrize("dtype", [HALF, BFLOAT, FLOAT])
+@pytest.mark.parametrize(
+    ("options", "op"),
+    [
+        ({}, "aten.addmm.out"),
+        ({"bias": False}, "aten.mm.out"),
+        ({"activation": "relu"}, "aten._addmm_activation.out"),
+        ({"activation": "gelu_tanh"}, "aten._addmm_activation.out"),
+    ],
+)
+def test_one_call(dtype, options, op):
+    problem = linear_problem((3, 5, 19), 23, dtype, **options)
+    # On the CPU the operator's gelu is the one with erf; on a GPU it is cuBLASLt's, with tanh.
+    tolerance = max(TOLERANCE[dtype], 1e-3) if options.get("activation") == "gelu_tanh" else 0.0
+    configs = every(problem, tolerance=tolerance)
+    assert calls(problem, configs[0]) == [op]
+    assert all(calls(problem, config) == ["aten.mm.out", "kernel"] for config in configs[1:])
+    assert len(configs) == (1 if op == "aten.mm.out" else 5)
+
+
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@pytest.mark.parametrize("bias", [False, True])
+def test_epilogue(activation, bias):
+    problem = linear_problem((7, 19), 23, FLOAT, activation=activation, bias=bias, residual=True)
+    assert calls(problem, every(problem, 0)[0]) == ["aten.mm.out", "kernel"]
+
+
+def test_activation_without_bias():
+    problem = linear_problem((7, 19), 24, FLOAT, activation="relu", bias=False)
+    assert calls(problem, every(problem, 0)[0]) == ["aten.mm.out", "kernel"]
+
+
+@pytest.mark.parametrize("x", [(19,), (1, 19), (1, 1, 19), (2, 3, 4, 19)])
+def test_ranks(x):
+    every(linear_problem(x, 8, FLOAT, activation="silu"), 1)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_rows_with_gaps(fused):
+    """Slices of wider tensors: input, residual and output."""
+    problem = linear_problem((2, 5, 19), 23, FLOAT, residual=not fused, activation="relu")
+    inputs = list(problem.inputs)
+    inputs[0] = TensorSpec((2, 5, 19), (5 * 40, 40, 1), FLOAT)
+    if not fused:
+        inputs[3] = TensorSpec((2, 5, 23), (5 * 31, 31, 1), FLOAT)
+    out = TensorSpec((2, 5, 23), (5 * 64, 64, 1), FLOAT)
+    assert (CUBLAS.configs(problem, 0) == [{"fused": True}]) == fused
+    every(dataclasses.replace(problem, inputs=tuple(inputs), outputs=(out,)))
+
+
+@pytest.mark.parametrize("dtype", [HALF, FLOAT])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("options", [{}, {"activation": "relu"}, {"activation": "silu", "residual": True}, {"bias": False}])
+def test_pointwise_convolutions(dtype, rank, options):
+    every(conv_problem((2, 13, 5, 4, 3)[: rank + 2], (17, 13, 1, 1, 1)[: rank + 2], dtype, **options), 1)
+
+
+def test_convolution_on_slices_of_channels():
+    problem = conv_problem((2, 8, 5, 4), (12, 8, 1, 1), FLOAT, activation="silu", residual=True)
+    x = TensorSpec((2, 8, 5, 4), (20 * 20, 1, 4 * 20, 20), FLOAT)
+    y = TensorSpec((2, 12, 5, 4), (20 * 16, 1, 4 * 16, 16), FLOAT)
+    every(dataclasses.replace(problem, inputs=(x, *problem.inputs[1:]), outputs=(y,)), 1)
+
+
+def test_wider_residual():
+    problem = linear_problem((2, 5, 19), 23, HALF, residual=True)
+    wide = TensorSpec.contiguous((2, 5, 23), FLOAT)
+    problem = dataclasses.replace(problem, inputs=(*problem.inputs[:3], wide), outputs=(wide,))
+    assert calls(problem, {"fused": False, "block": 512}) == ["aten.mm.out", "kernel"]
+    check(CUBLAS, problem, CUBLAS.configs(problem, 0)[0], 3e-3)
+    conv = conv_problem((2, 8, 5, 4), (12, 8, 1, 1), HALF, residual=True)
+    wide = dataclasses.replace(conv.inputs[3], dtype=FLOAT)
+    conv = dataclasses.replace(conv, inputs=(*conv.inputs[:3], wide, None), outputs=(wide,))
+    check(CUBLAS, conv, CUBLAS.configs(conv, 0)[0], 3e-3)
+
+
+def test_wider_bias():
+    problem = linear_problem((2, 5, 19), 23, HALF)
+    problem = dataclasses.replace(problem, inputs=(*problem.inputs[:2], TensorSpec.contiguous((23,), FLOAT), None))
+    assert {"fused": True} not in every(problem, 1)
+
+
+def test_computed_weight():
+    problem = dataclasses.replace(linear_problem((7, 19), 23, FLOAT), constants=(False,) * 4)
+    every(problem, 1)
+    transposed = dataclasses.replace(problem, inputs=(problem.inputs[0], TensorSpec((23, 19), (1, 23), FLOAT), *problem.inputs[2:]))
+    assert "computed weight" in CUBLAS.reject(transposed)
+
+
+def test_rejects():
+    for problem, reason in (
+        (conv_problem((2, 8, 9, 7), (8, 8, 3, 3)), "only a 1x1"),
+        (conv_problem((2, 8, 9, 7), (8, 8, 1, 1), stride=2), "only a 1x1"),
+        (conv_problem((2, 8, 9, 7), (8, 8, 1, 1), padding=1), "only a 1x1"),
+        (conv_problem((2, 8, 9, 7), (8, 4, 1, 1), groups=2), "not one matrix product"),
+        (conv_problem((2, 8, 9, 7), (8, 8, 1, 1), transposed=True), "not one matrix product"),
+        (conv_problem((2, 8, 9, 7), (8, 8, 1, 1), scale=True), "does not scale"),
+        (conv_problem((2, 8, 9, 7), (8, 8, 1, 1), channels_last=False), "not rows of channels"),
+        (conv_problem((2, 8, 9, 7), (8, 8, 1, 1), x_dtype=FLOAT), "expected the same"),
+        (linear_problem((2**16, 2**12), 2**16), "offsets are 32-bit"),
+        (linear_problem((2**20, 2**12), 8), "2**31"),
+        (linear_problem((0, 8), 8), "an empty operand"),
+    ):
+        assert reason in CUBLAS.reject(problem)
+
+
+def _cases():
+    problems = [
+        linear_problem((1, 197, 768), 3072, activation="gelu", capability=90),
+        linear_problem((64, 197, 3072), 768, residual=True, capability=90),
+        linear_problem((1, 333), 1001, activation="tanh", capability=90),
+        conv_problem((32, 64, 56, 56), (256, 64, 1, 1), activation="relu", residual=True, capability=90),
+    ]
+    return [(CUBLAS, problem, CUBLAS.configs(problem, 5)[-1]) for problem in problems]
+
+
+#: (tactic, problem, config) of recipes that must compile for every architecture.
+COMPILE_CASES = _cases()
