@@ -70,7 +70,7 @@ def main() -> None:
     for name, (model, shapes) in models.items():
         model = model.eval().to(device, torch.float16)
         inputs = [torchkiln.Input(shape, dtype=torch.float16) for shape in shapes]
-        engine = torchkiln.compile(model, inputs, enabled_precisions={torch.float16}, backend="torch")
+        engine = torchkiln.compile(model, inputs, enabled_precisions={torch.float16}, backend="torch", device=device)
         assert isinstance(engine, torchkiln.Engine)
         results.append({"name": name, **measure(engine, options.calls)})
     for path in options.engine:

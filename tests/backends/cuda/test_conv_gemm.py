@@ -12,7 +12,7 @@ from tests.backends.cuda.problems import conv_problem, linear_problem
 
 from torchkiln.backends.cuda.tactics.conv_gemm import ConvGemm
 
-SMALL = {"BM": 16, "BN": 16, "BK": 32, "warps": 4, "stages": 2, "split": 1}
+SMALL = {"BM": 16, "BN": 16, "BK": 32, "warps": 4, "stages": 2, "split": 1, "early": False}
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.float32: 1e-5}
 
 CASES = {
@@ -50,6 +50,10 @@ def test_conv_gemm(name):
 @pytest.mark.parametrize("name", ["3x3", "residual", "linear residual", "grouped", "stem"])
 def test_split_k(name, split):
     check(ConvGemm(), CASES[name], {**SMALL, "split": split}, TOLERANCE[torch.float16])
+
+
+def test_residual_early():
+    check(ConvGemm(), CASES["residual"], {**SMALL, "early": True}, TOLERANCE[torch.float16])
 
 
 def test_configs_are_best_first_and_more_with_effort():

@@ -117,13 +117,12 @@ def test_malformed_buffers(buffer):
 
 def residual_network(blocks):
     """Bottleneck blocks: three convolutions and a skip connection; sizes of ResNet's stages."""
-    found, step, skip = [], 0, 0
+    found, step = [], 0
     for block in range(blocks):
         wide = 256 * 56 * 56 * 2 >> block * 4 // blocks
         found += [Buffer(wide // 4, step, step + 1), Buffer(wide // 4, step + 1, step + 2)]
         found.append(Buffer(wide, step + 2, step + 5, (step + 2, step + 3, step + 5)))
         step += 3
-        skip += 1
     return found
 
 

@@ -33,7 +33,8 @@ def test_round_trip(path):
     TimingCache(path).put("a", other)
     assert cache.get("a") == other
     cache.clear()
-    assert cache.get("a") is None and TimingCache(path).get("a") is None
+    assert cache.get("a") is None
+    assert TimingCache(path).get("a") is None
 
 
 def _write_many(path, process):
@@ -169,9 +170,14 @@ def test_key_and_environment(monkeypatch):
     gpu = types.SimpleNamespace(name="NVIDIA H200", major=9, minor=0, multi_processor_count=132)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
     found = environment(0)
-    assert found["gpu"] == "NVIDIA H200" and found["capability"] == [9, 0] and found["multiprocessors"] == 132
-    assert found["torch"] == torch.__version__ and found["triton"] and found["sources"] == source_digest()
-    assert key("p", found) == key("p", dict(reversed(found.items()))) and len(key("p", found)) == 64
+    assert found["gpu"] == "NVIDIA H200"
+    assert found["capability"] == [9, 0]
+    assert found["multiprocessors"] == 132
+    assert found["torch"] == torch.__version__
+    assert found["triton"]
+    assert found["sources"] == source_digest()
+    assert key("p", found) == key("p", dict(reversed(found.items())))
+    assert len(key("p", found)) == 64
     assert len({key("p", found), key("q", found), key("p", {**found, "torch": "other"})}) == 3
 
 

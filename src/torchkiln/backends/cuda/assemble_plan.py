@@ -14,7 +14,7 @@ from .costs import bytes_of, flops_of
 from .measure import overlaps
 from .memory_plan import Buffer, plan_memory
 from .plan import Code, KernelStep, Plan, Step, StepInfo, Tensor, TorchStep
-from .recipe import Kernel, Launch, Recipe, Ref, TensorSpec, TorchCall
+from .recipe import Kernel, Launch, Recipe, Ref, TensorSpec, TorchCall, refs_in
 from .trace import Operation, Storage, Trace, Value
 from .tuner import Choice
 
@@ -186,7 +186,7 @@ class _Assembler:
             code = self.codes.add(call.kernel, choice.codes[call.kernel])
             run: KernelStep | TorchStep = KernelStep(code, call.grid, tuple(operands[name] for name in call.operands))
         else:
-            self._use([ref.name for ref in _refs((call.args, [v for _, v in call.kwargs]))], values, number)
+            self._use([ref.name for ref in refs_in((call.args, [v for _, v in call.kwargs]))], values, number)
             results = () if call.out else tuple(self._result(name, operands, values, number) for name in call.results)
             run = TorchStep(call.op, _renamed(call.args, operands), tuple((k, _renamed(v, operands)) for k, v in call.kwargs), results, call.out)
         self.steps.append(Step(run, len(self.infos) - 1))
@@ -214,12 +214,6 @@ class _Assembler:
     def _new_result(self) -> int:
         self.torch_results += 1
         return self.torch_results - 1
-
-
-def _refs(value: Any) -> list[Ref]:
-    if isinstance(value, Ref):
-        return [value]
-    return [ref for part in value for ref in _refs(part)] if isinstance(value, (list, tuple)) else []
 
 
 def _renamed(value: Any, operands: dict[str, int]) -> Any:

@@ -19,6 +19,7 @@ from .passes.pipeline import fuse
 from .plan import Bundle, Plan, encode_bundle
 from .runtime import describe_target
 from .specialize import specialize
+from .tactics.registry import TORCH
 from .timing_cache import TimingCache
 from .trace import trace
 from .tuner import DEFAULT_LEVEL, tune
@@ -71,7 +72,7 @@ def _plan(
     level = settings.optimization_level if settings.optimization_level is not None else DEFAULT_LEVEL
     choices = tune(traced.operations, device, level, cache, pool)
     found = [(node.name, reason) for node, reason in graph_module.meta.get("rejects", [])]
-    found += [(operation.label, reason) for operation, choice in zip(traced.operations, choices, strict=True) for reason in choice.rejects]
+    found += [(operation.label, reason) for operation, choice in zip(traced.operations, choices, strict=True) for reason in choice.rejects if choice.option.tactic == TORCH]
     rejects += [reject for reject in found if reject not in rejects]
     if not traced.operations and not traced.outputs:
         raise BuildFailed(f"{segment.name}: nothing to compute")

@@ -164,6 +164,13 @@ class Ref:
     offset: int = 0
 
 
+def refs_in(value: Any) -> list[Ref]:
+    """The Refs in an argument, nested as it may be."""
+    if isinstance(value, Ref):
+        return [value]
+    return [ref for part in value for ref in refs_in(part)] if isinstance(value, (list, tuple)) else []
+
+
 @dataclass(frozen=True)
 class Packed:
     """A tensor made of weights at build time: ``function(*operands)``. The function must not depend on anything else."""

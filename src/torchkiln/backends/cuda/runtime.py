@@ -11,7 +11,7 @@ from ...engine.artifact import Artifact
 from ...errors import CorruptEngineFile, TargetMismatch
 from .driver import Function, load_function
 from .plan import Bundle, KernelStep, Plan, Step, Tensor, decode_bundle
-from .recipe import TensorSpec
+from .recipe import TensorSpec, refs_in
 from .run_recipe import as_sequence, find_op, resolve
 
 _ALIGNMENT_BYTES = 16
@@ -233,9 +233,7 @@ def tensors_of(step: Step) -> list[int]:
     if isinstance(run, KernelStep):
         return list(run.operands)
     found: list[int] = [index for index in run.results if index >= 0]
-    resolve(run.args, lambda name: found.append(int(name)) or torch.empty(0))  # type: ignore[func-returns-value]
-    resolve([value for _, value in run.kwargs], lambda name: found.append(int(name)) or torch.empty(0))  # type: ignore[func-returns-value]
-    return found
+    return found + [int(ref.name) for ref in refs_in((run.args, run.kwargs))]
 
 
 class _own_flags:

@@ -69,18 +69,20 @@ def conv_gemm(
     BK: tl.constexpr,
     GROUP_M: tl.constexpr,
     SPLIT: tl.constexpr,
+    EARLY: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """y[n, :, od, oh, ow] = activation(sum over taps and channels of x * scale * w + bias + residual).
 
     Rows of the GEMM are output positions, columns output channels, K runs over taps and input channels.
 
-    x: [N, GROUPS * CI, D, H, W] with strides XN ... XW; y and residual likewise [N, GROUPS * CO, OD, OH, OW]; M = N * OD * OH * OW.
+    x: [N, GROUPS * CI, D, H, W] with strides XN ... XW; y and residual: [N, GROUPS * CO, OD, OH, OW]; M = N * OD * OH * OW.
     w: [GROUPS * CO, WK] with K contiguous and zeros from the last tap's channels to WK: K is (tap, channel), channels padded to a multiple of BK unless
         FLAT; with FLAT it is (tap, channel) without padding in between, for few input channels.
     scale: [N, CI], for GROUPS == 1.
     partial: with SPLIT > 1, float32 [tiles, SPLIT, BM, BN]; the last program of a tile to arrive adds them up, in order.
     counter: int32 [tiles], zero before and after.
+    EARLY: ask for the residual before the products, so that it arrives while they are computed.
     Grid: (tiles of M times tiles of CO, GROUPS, SPLIT).
     """
     begin(PDL)
@@ -110,6 +112,11 @@ def conv_gemm(
     w_column = (group * CO + columns) * WK
     ks = tl.arange(0, BK)
     acc = tl.zeros((BM, BN), dtype=tl.float32)
+    out_column = group * CO + columns
+    out_ok = row_ok[:, None] & column_ok[None, :]
+    r_row = n * RN + od * RD + oh * RH + ow * RW
+    if HAS_RESIDUAL and EARLY:
+        residual = tl.load(residual_ptr + r_row[:, None] + (out_column * RC)[None, :], mask=out_ok, other=0.0)
 
     steps: tl.constexpr = WK // BK
     per_split: tl.constexpr = (steps + SPLIT - 1) // SPLIT
@@ -183,11 +190,49 @@ def conv_gemm(
     if is_last:
         if HAS_BIAS:
             acc += tl.load(bias_ptr + group * CO + columns, mask=column_ok, other=0.0).to(tl.float32)[None, :]
-        ok = row_ok[:, None] & column_ok[None, :]
-        out_column = group * CO + columns
         if HAS_RESIDUAL:
-            r_row = n * RN + od * RD + oh * RH + ow * RW
-            acc += tl.load(residual_ptr + r_row[:, None] + (out_column * RC)[None, :], mask=ok, other=0.0).to(tl.float32)
+            if not EARLY:
+                residual = tl.load(residual_ptr + r_row[:, None] + (out_column * RC)[None, :], mask=out_ok, other=0.0)
+            acc += residual.to(tl.float32)
         acc = activate(acc, ACTIVATION, ALPHA)
         y_row = n * YN + od * YD + oh * YH + ow * YW
-        tl.store(y_ptr + y_row[:, None] + (out_column * YC)[None, :], acc.to(y_ptr.dtype.element_ty), mask=ok)
+        tl.store(y_ptr + y_row[:, None] + (out_column * YC)[None, :], acc.to(y_ptr.dtype.element_ty), mask=out_ok)
+
+
+@triton.jit
+def pad_channels(
+    x_ptr,
+    y_ptr,
+    TOTAL: tl.constexpr,
+    C: tl.constexpr,
+    CP: tl.constexpr,
+    D: tl.constexpr,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    DP: tl.constexpr,
+    HP: tl.constexpr,
+    WP: tl.constexpr,
+    PD: tl.constexpr,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    XN: tl.constexpr,
+    XC: tl.constexpr,
+    XD: tl.constexpr,
+    XH: tl.constexpr,
+    XW: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """x [N, C, D, H, W] of any strides -> y [N, DP, HP, WP, CP], dense, in y's dtype, zero outside: PD, PH and PW positions in front, what is left
+    behind, and CP - C channels. TOTAL: positions of y. Grid: (blocks of positions,)."""
+    begin(PDL)
+    position = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    w = position % WP - PW
+    h = (position // WP) % HP - PH
+    d = (position // (WP * HP)) % DP - PD
+    n = position // (WP * HP * DP)
+    inside = (position < TOTAL) & (w >= 0) & (w < W) & (h >= 0) & (h < H) & (d >= 0) & (d < D)
+    channel = tl.arange(0, CP)
+    at = (n * XN + d * XD + h * XH + w * XW)[:, None] + (channel * XC)[None, :]
+    x = tl.load(x_ptr + at, mask=inside[:, None] & (channel < C)[None, :], other=0.0)
+    tl.store(y_ptr + position[:, None] * CP + channel[None, :], x.to(y_ptr.dtype.element_ty), mask=(position < TOTAL)[:, None])

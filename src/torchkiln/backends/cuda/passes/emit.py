@@ -28,6 +28,20 @@ def put(graph_module: GraphModule, node: Node, replacement: Node) -> None:
         follow_strides(graph_module, replacement)
 
 
+def refresh_strides(graph_module: GraphModule) -> int:
+    """Compute every value anew, in order, so that strides are true again where only shapes and dtypes were kept. Returns how many were not.
+
+    A conversion to low precision leaves views (select, slice) with the strides of a dense tensor.
+    """
+    count = 0
+    for node in graph_module.graph.nodes:
+        before = node.meta.get("val")
+        if node.op == "call_function" and isinstance(before, torch.Tensor):
+            refresh_value(graph_module, node)
+            count += node.meta["val"].stride() != before.stride()
+    return count
+
+
 def follow_strides(graph_module: GraphModule, node: Node) -> None:
     """Compute the values of the users of ``node`` anew, as far as strides changed. A view that they no longer allow gets a copy before it."""
     changed = set(node.users)

@@ -40,7 +40,7 @@ class Epilogue:
         return tuple(args)
 
     def has_activation(self, node: Node) -> bool:
-        return node.args[self.activation] != "none"
+        return bool(node.args[self.activation] != "none")
 
 
 def fuse_residuals(graph_module: GraphModule, epilogue: Epilogue) -> int:
@@ -61,7 +61,7 @@ def fuse_residuals(graph_module: GraphModule, epilogue: Epilogue) -> int:
         open_ones.sort(key=lambda node: order[node])
         node = open_ones[-1]
         other = addends[1] if node is addends[0] else addends[0]
-        reason = _why_no_residual(add, other)
+        reason = _why_no_residual(add, node, other)
         if reason:
             reject(graph_module, node, reason)
             continue
@@ -78,13 +78,13 @@ def _takes_residual(node: Node, epilogue: Epilogue) -> bool:
     return node.target is epilogue.target and node.args[epilogue.residual] is None and not epilogue.has_activation(node)
 
 
-def _why_no_residual(add: Node, other: Any) -> str:
+def _why_no_residual(add: Node, node: Node, other: Any) -> str:
     if arguments_of(add)["alpha"] != 1:
         return f"{add.name} scales the second addend"
-    if not isinstance(other, Node) or shape_of(other) != shape_of(add):
-        return f"{add.name} broadcasts: it adds {list(shape_of(other))} to {list(shape_of(add))}"
-    if dtype_of(other) != dtype_of(add):
-        return f"{add.name} adds {dtype_of(other)} to {dtype_of(add)}"
+    if not isinstance(other, Node) or not shape_of(node) == shape_of(other) == shape_of(add):
+        return f"{add.name} broadcasts: it adds {list(shape_of(other))} to {list(shape_of(node))}"
+    if not dtype_of(node) == dtype_of(other) == dtype_of(add):
+        return f"{add.name} adds {dtype_of(other)} to {dtype_of(node)}"
     return ""
 
 
@@ -94,7 +94,7 @@ def fuse_activations(graph_module: GraphModule, epilogue: Epilogue) -> int:
     for node in call_functions(graph_module, epilogue.target):
         if epilogue.has_activation(node):
             continue
-        found = [(user, activation) for user in node.users if (activation := activation_of(user)) is not None]
+        found = [(user, match) for user in node.users if (match := activation_of(user)) is not None]
         if not found:
             continue
         if len(node.users) > 1:

@@ -60,12 +60,12 @@ class _Block:
 
 def _match(gate: Node) -> _Block | None:
     """The block that ends in ``gate``; None when nothing is pooled."""
-    second = gate.args[0]
+    second: Any = gate.args[0]
     if not _is_on_pixel(second):
         return None
-    hidden = second.args[0]
+    hidden: Any = second.args[0]
     found = activation_of(hidden)
-    first = hidden.args[0] if found is not None else hidden
+    first: Any = hidden.args[0] if found is not None else hidden
     if not _is_on_pixel(first):
         return None
     pool = first.args[0]

@@ -6,6 +6,7 @@ from torch.fx import GraphModule
 
 from ....dump import Dump
 from ....lower.pipeline import Pass, run_pass
+from .emit import refresh_strides
 from .fuse_attention import fuse_attention
 from .fuse_conv import fuse_conv
 from .fuse_linear import fuse_linear
@@ -23,6 +24,7 @@ def fuse(graph_module: GraphModule, passes: tuple[Pass, ...] = PASSES) -> list[t
     What looked like a pattern but was refused is in ``graph_module.meta["rejects"]``, as (node, reason). With TORCHKILN_DUMP=dir, the graph
     after each pass is written there. Raises CompilerBug when a pass leaves a graph that is not well formed.
     """
+    refresh_strides(graph_module)  # passes ask them whether a view is possible
     dump = Dump.from_environment()
     dump.write("captured", graph_module, "as the fusion passes get it")
     results = [run_pass(run, graph_module, dump) for run in passes]

@@ -45,74 +45,98 @@ class ConvGemm:
 
     def configs(self, problem: Problem, level: int) -> list[Config]:
         geometry = _geometry(problem)
-        wide = problem.outputs[0].dtype.itemsize == 4
-        k = geometry.input_channels * geometry.taps
-        shapes = _tile_shapes(geometry, k, wide)
-        found: list[Config] = []
-        for bm, bn, bk, warps, stages in shapes:
-            tiles = -(-geometry.rows // bm) * -(-geometry.output_channels // bn) * geometry.groups
-            for split in _splits(tiles, _steps(geometry, bk), problem.multiprocessors, bm * bn):
-                found.append({"BM": bm, "BN": bn, "BK": bk, "warps": warps, "stages": stages, "split": split})
-        ranked = sorted(found, key=lambda config: _estimate(problem, geometry, config))
-        return ranked[: (1, 4, 8, 16, 28, 60)[level]]
+        return gemm_configs(problem, geometry, level, flat=_is_flat(geometry))
 
     def recipe(self, problem: Problem, config: Config) -> Recipe:
         geometry = _geometry(problem)
-        bm, bn, bk, split = config["BM"], config["BN"], config["BK"], config["split"]
-        flat = _is_flat(geometry)
-        wk = _steps(geometry, bk) * bk
-        tiles = -(-geometry.rows // bm) * -(-geometry.output_channels // bn)
-        scratch, packed = {}, {"weight": Packed(partial(pack_weight, block=bk, flat=flat), ("x1",))}
-        if split > 1:
-            scratch["partial"] = TensorSpec.contiguous((tiles * geometry.groups * split * bm * bn,), torch.float32)
-        given = [spec is not None for spec in problem.inputs] + [False]
-        has = dict(zip(("bias", "residual", "scale"), given[2:5], strict=True))
-        operands = (
-            "x0",
-            "packed.weight",
-            "x2" if has["bias"] else "x0",
-            "x3" if has["residual"] else "x0",
-            "x4" if has["scale"] else "x0",
-            "y0",
-            "scratch.partial" if split > 1 else "x0",
-            "counters" if split > 1 else "x0",
-        )
-        dtypes = {"scratch.partial": torch.float32, "counters": torch.int32, "y0": problem.outputs[0].dtype, "packed.weight": _spec(problem, 1).dtype}
-        axes = ("N", "C", "D", "H", "W")
-        constants = {
-            "M": geometry.rows,
-            "CI": geometry.input_channels,
-            "CO": geometry.output_channels,
-            "GROUPS": geometry.groups,
-            **dict(zip(("D", "H", "W"), geometry.spatial, strict=True)),
-            **dict(zip(("OD", "OH", "OW"), geometry.out_spatial, strict=True)),
-            **dict(zip(("KD", "KH", "KW"), geometry.kernel, strict=True)),
-            **dict(zip(("SD", "SH", "SW"), geometry.stride, strict=True)),
-            **dict(zip(("PD", "PH", "PW"), geometry.padding, strict=True)),
-            **dict(zip(("DD", "DH", "DW"), geometry.dilation, strict=True)),
-            **{f"X{axis}": stride for axis, stride in zip(axes, geometry.x_strides, strict=True)},
-            **{f"Y{axis}": stride for axis, stride in zip(axes, geometry.y_strides, strict=True)},
-            **{f"R{axis}": stride for axis, stride in zip(axes, geometry.residual_strides, strict=True)},
-            "WK": wk,
-            "HAS_BIAS": has["bias"],
-            "HAS_RESIDUAL": has["residual"],
-            "HAS_SCALE": has["scale"],
-            "POINTWISE": geometry.is_pointwise,
-            "FLAT": flat,
-            "ACTIVATION": problem.attributes["activation"],
-            "ALPHA": float(problem.attributes["alpha"]),
-            "PRECISION": problem.math,
-            "BM": bm,
-            "BN": bn,
-            "BK": bk,
-            "GROUP_M": 8,
-            "SPLIT": split,
-            "PDL": problem.capability >= 90,
-        }
-        pointers = tuple(dtypes[o] if o in dtypes else _spec(problem, int(o[1:])).dtype for o in operands)
-        kernel = Kernel("conv:conv_gemm", pointers, tuple(constants.items()), config["warps"], config["stages"])
-        launch = Launch(kernel, (tiles, geometry.groups, split), operands)
-        return Recipe((launch,), scratch, packed, counters=tiles * geometry.groups if split > 1 else 0)
+        packed = Packed(partial(pack_weight, block=config["BK"], flat=_is_flat(geometry)), ("x1",))
+        return gemm_recipe(problem, geometry, config, "x0", _spec(problem, 0).dtype, packed, flat=_is_flat(geometry))
+
+
+def gemm_configs(problem: Problem, geometry: Geometry, level: int, *, flat: bool) -> list[Config]:
+    """What to try, the best guess first."""
+    wide = problem.outputs[0].dtype.itemsize == 4
+    has_residual = len(problem.inputs) > 3 and problem.inputs[3] is not None
+    found: list[Config] = []
+    for bm, bn, bk, warps, stages in _tile_shapes(geometry, wide, flat):
+        tiles = -(-geometry.rows // bm) * -(-geometry.output_channels // bn) * geometry.groups
+        for split in _splits(tiles, _steps(geometry, bk, flat), problem.multiprocessors):
+            config = {"BM": bm, "BN": bn, "BK": bk, "warps": warps, "stages": stages, "split": split, "early": False}
+            found.append(config)
+            if has_residual and split == 1 and bm * bn <= 128 * 128:
+                found.append({**config, "early": True})
+    ranked = sorted(found, key=lambda config: _estimate(problem, geometry, config, flat))
+    return ranked[: (1, 4, 10, 24, 40, 80)[level]]
+
+
+def gemm_recipe(problem: Problem, geometry: Geometry, config: Config, x: str, x_dtype: torch.dtype, weight: Packed, *, flat: bool) -> Recipe:
+    """One launch of the kernel.
+
+    Args:
+        geometry: of the operand ``x``, which may be another than the problem's first input.
+        weight: gives [CO, K] as the kernel takes it.
+    """
+    bm, bn, bk, split = config["BM"], config["BN"], config["BK"], config["split"]
+    wk = _steps(geometry, bk, flat) * bk
+    tiles = -(-geometry.rows // bm) * -(-geometry.output_channels // bn)
+    scratch, packed = {}, {"weight": weight}
+    if split > 1:
+        scratch["partial"] = TensorSpec.contiguous((tiles * geometry.groups * split * bm * bn,), torch.float32)
+    given = [spec is not None for spec in problem.inputs] + [False]
+    has = dict(zip(("bias", "residual", "scale"), given[2:5], strict=True))
+    operands = (
+        x,
+        "packed.weight",
+        "x2" if has["bias"] else x,
+        "x3" if has["residual"] else x,
+        "x4" if has["scale"] else x,
+        "y0",
+        "scratch.partial" if split > 1 else x,
+        "counters" if split > 1 else x,
+    )
+    dtypes = {
+        "scratch.partial": torch.float32,
+        "counters": torch.int32,
+        "y0": problem.outputs[0].dtype,
+        "packed.weight": _spec(problem, 1).dtype,
+        x: x_dtype,
+    }
+    axes = ("N", "C", "D", "H", "W")
+    constants = {
+        "M": geometry.rows,
+        "CI": geometry.input_channels,
+        "CO": geometry.output_channels,
+        "GROUPS": geometry.groups,
+        **dict(zip(("D", "H", "W"), geometry.spatial, strict=True)),
+        **dict(zip(("OD", "OH", "OW"), geometry.out_spatial, strict=True)),
+        **dict(zip(("KD", "KH", "KW"), geometry.kernel, strict=True)),
+        **dict(zip(("SD", "SH", "SW"), geometry.stride, strict=True)),
+        **dict(zip(("PD", "PH", "PW"), geometry.padding, strict=True)),
+        **dict(zip(("DD", "DH", "DW"), geometry.dilation, strict=True)),
+        **{f"X{axis}": stride for axis, stride in zip(axes, geometry.x_strides, strict=True)},
+        **{f"Y{axis}": stride for axis, stride in zip(axes, geometry.y_strides, strict=True)},
+        **{f"R{axis}": stride for axis, stride in zip(axes, geometry.residual_strides, strict=True)},
+        "WK": wk,
+        "HAS_BIAS": has["bias"],
+        "HAS_RESIDUAL": has["residual"],
+        "HAS_SCALE": has["scale"],
+        "POINTWISE": geometry.is_pointwise,
+        "FLAT": flat,
+        "ACTIVATION": problem.attributes["activation"],
+        "ALPHA": float(problem.attributes["alpha"]),
+        "PRECISION": problem.math,
+        "BM": bm,
+        "BN": bn,
+        "BK": bk,
+        "GROUP_M": 8,
+        "SPLIT": split,
+        "EARLY": config["early"],
+        "PDL": problem.capability >= 90,
+    }
+    pointers = tuple(dtypes[o] if o in dtypes else _spec(problem, int(o[1:])).dtype for o in operands)
+    kernel = Kernel("conv:conv_gemm", pointers, tuple(constants.items()), config["warps"], config["stages"])
+    launch = Launch(kernel, (tiles, geometry.groups, split), operands)
+    return Recipe((launch,), scratch, packed, counters=tiles * geometry.groups if split > 1 else 0)
 
 
 def pack_weight(weight: torch.Tensor, block: int, flat: bool) -> torch.Tensor:
@@ -139,9 +163,9 @@ def _is_flat(geometry: Geometry) -> bool:
     return geometry.taps > 1 and geometry.input_channels < FLAT_CHANNELS
 
 
-def _steps(geometry: Geometry, bk: int) -> int:
+def _steps(geometry: Geometry, bk: int, flat: bool) -> int:
     """Blocks of K."""
-    if _is_flat(geometry):
+    if flat:
         return -(-geometry.input_channels * geometry.taps // bk)
     return geometry.taps * -(-geometry.input_channels // bk)
 
@@ -173,7 +197,7 @@ _TILES = (
 _SHARED_BYTES = 220 * 1024
 
 
-def _tile_shapes(geometry: Geometry, k: int, wide: bool) -> list[tuple[int, int, int, int, int]]:
+def _tile_shapes(geometry: Geometry, wide: bool, flat: bool) -> list[tuple[int, int, int, int, int]]:
     """(BM, BN, BK, warps, stages) that suit the sizes: a tile at most one step larger than the problem."""
     size = 4 if wide else 2
     found = []
@@ -184,18 +208,18 @@ def _tile_shapes(geometry: Geometry, k: int, wide: bool) -> list[tuple[int, int,
             continue
         if wide and bm * bn > 128 * 128:
             continue
-        for bk in (32, 64, 128):
-            depth = k if _is_flat(geometry) else geometry.input_channels
-            if bk > 32 and bk >= 2 * depth:
+        depth = geometry.input_channels * (geometry.taps if flat else 1)
+        for bk in (16, 32, 64, 128):
+            if (bk > 16 and bk >= 2 * depth) or (bk == 16 and depth > 16):
                 continue
             for stages in (2, 3, 4, 5):
-                if stages > max(2, _steps(geometry, bk)) or (bm + bn) * bk * size * stages > _SHARED_BYTES:
+                if stages > max(2, _steps(geometry, bk, flat)) or (bm + bn) * bk * size * stages > _SHARED_BYTES:
                     continue
                 found.append((bm, bn, bk, warps, stages))
     return found
 
 
-def _splits(tiles: int, steps: int, multiprocessors: int, tile_elements: int) -> list[int]:
+def _splits(tiles: int, steps: int, multiprocessors: int) -> list[int]:
     """Ways to split K: not at all, and so that about one or two waves of programs run."""
     found = {1}
     for waves in (1, 2):
@@ -208,14 +232,14 @@ def _splits(tiles: int, steps: int, multiprocessors: int, tile_elements: int) ->
     return sorted(found)
 
 
-def _estimate(problem: Problem, geometry: Geometry, config: Config) -> float:
+def _estimate(problem: Problem, geometry: Geometry, config: Config, flat: bool) -> float:
     """A guess of the time in microseconds, for the order in which configurations are tried."""
     bm, bn, bk, split = config["BM"], config["BN"], config["BK"], config["split"]
     size = problem.outputs[0].dtype.itemsize
     tiles = -(-geometry.rows // bm) * -(-geometry.output_channels // bn) * geometry.groups * split
     resident = max(1, min(3, 8 // config["warps"], _SHARED_BYTES // max(1, (bm + bn) * bk * size * config["stages"])))
     waves = -(-tiles // (problem.multiprocessors * resident))
-    steps = -(-_steps(geometry, bk) // split)
+    steps = -(-_steps(geometry, bk, flat) // split)
     # A multiprocessor does about 1024 fp16 products a cycle, less with small tiles, and loads about 40 bytes a cycle from L2.
     efficiency = min(1.0, 0.25 + bm * bn / 16384) * (0.7 if bm < 64 else 1.0)
     rate = 1024 * efficiency * (2 / size) * (0.5 if problem.math == "ieee" and size == 4 else 1)

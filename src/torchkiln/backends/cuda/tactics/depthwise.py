@@ -120,7 +120,10 @@ spread = tl.zeros((BP, 1), dtype=tl.int32) + c
 w = packed_weight + spread""".splitlines()
     body += [f"acc_{t}_{u} = tl.zeros((BP, BC), dtype=tl.float32)" for t, u in product(range(th), range(tw))]
     if geometry.kernel[0] > 1:
-        loop = [f"inside = p_ok & (id + kd * {geometry.dilation[0]} >= 0) & (id + kd * {geometry.dilation[0]} < D)", "h = tl.where(inside, ih, -(2**29))"]
+        loop = [
+            f"inside = p_ok & (id + kd * {geometry.dilation[0]} >= 0) & (id + kd * {geometry.dilation[0]} < D)",
+            "h = tl.where(inside, ih, -(2**29))",
+        ]
         loop += _taps(geometry, th, tw) + [f"x += {geometry.dilation[0]} * XD", f"w += {plane} * C"]
         body += [f"for kd in range({geometry.kernel[0]}):"] + [f"    {line}" for line in loop]
     else:
@@ -254,7 +257,7 @@ def _estimate(problem: Problem, geometry: Geometry, config: Config) -> float:
     in_flight = min(a_multiprocessor, resident) * warps * rows * 32 * vector * itemsize
     latency = waves * (900 + kd * columns * 250 / min(4, max(1, 255 // registers))) + memory * max(0.0, 16000 / in_flight - 1) * 0.1
     pooling = 900 + 8 * tiles if problem.op == "conv_pooled" and tiles > 1 else 0
-    return max(issue, cached, memory, starts) + latency + pooling + instructions * 1.5
+    return max(issue, cached, memory, starts) + 0.2 * memory + latency + pooling + instructions * 1.5
 
 
 TACTICS: tuple[Tactic, ...] = (Depthwise(),)

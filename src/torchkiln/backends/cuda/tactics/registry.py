@@ -14,6 +14,7 @@ from ..trace import Operation
 #: The files that hold tactics, in the order their candidates are listed.
 FILES = (
     "tactics.conv_gemm",
+    "tactics.conv_rows",
     "tactics.cudnn",
     "tactics.cublas",
     "tactics.depthwise",

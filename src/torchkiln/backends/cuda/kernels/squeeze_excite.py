@@ -1,0 +1,136 @@
+"""squeeze_excite: both layers of a squeeze-and-excite gate in one launch."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .common import activate, begin
+
+
+@triton.jit
+def squeeze_excite(
+    mean_ptr,
+    w1_ptr,
+    bias1_ptr,
+    w2_ptr,
+    bias2_ptr,
+    y_ptr,
+    N: tl.constexpr,
+    C: tl.constexpr,
+    R: tl.constexpr,
+    W1: tl.constexpr,
+    W2: tl.constexpr,
+    MN: tl.constexpr,
+    MC: tl.constexpr,
+    YN: tl.constexpr,
+    YC: tl.constexpr,
+    HAS_BIAS1: tl.constexpr,
+    HAS_BIAS2: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    GATE: tl.constexpr,
+    RP: tl.constexpr,
+    BC: tl.constexpr,
+    BO: tl.constexpr,
+    PER_PROGRAM: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """y[n, c] = gate(activation(mean[n] @ w1.T + bias1) @ w2.T + bias2). Every program computes the whole hidden vector of its n.
+
+    mean: float32 [N, C], strides MN, MC; y: [N, C], strides YN, YC. w1: [R, W1], w2: [C, W2], rows padded with zeros.
+    RP: R rounded up to a power of two. BC channels at a time for the first layer, BO for the second.
+    Grid: (N, blocks of PER_PROGRAM channels).
+    """
+    begin(PDL)
+    n = tl.program_id(0)
+    first = tl.program_id(1) * PER_PROGRAM
+    r = tl.arange(0, RP)
+    acc = tl.zeros((RP, BC), dtype=tl.float32)
+    for start in tl.static_range(0, C, BC):  # unrolled: the loads of the next blocks are in flight
+        c = start + tl.arange(0, BC)
+        w = tl.load(w1_ptr + r[:, None] * W1 + c[None, :], mask=(r < R)[:, None] & (c < W1)[None, :], other=0.0)
+        mean = tl.load(mean_ptr + n * MN + c * MC, mask=c < C, other=0.0)
+        acc += w.to(tl.float32) * mean[None, :]
+    hidden = tl.sum(acc, axis=1)
+    if HAS_BIAS1:
+        hidden += tl.load(bias1_ptr + r, mask=r < R, other=0.0).to(tl.float32)
+    hidden = activate(hidden, ACTIVATION, 0.0)
+    for start in tl.static_range(0, PER_PROGRAM, BO):
+        c = first + start + tl.arange(0, BO)
+        w = tl.load(w2_ptr + c[:, None] * W2 + r[None, :], mask=(c < C)[:, None] & (r < W2)[None, :], other=0.0)
+        # An activation may take zero to anything: the rows past R count for nothing.
+        gate = tl.sum(tl.where((r < R)[None, :], w.to(tl.float32) * hidden[None, :], 0.0), axis=1)
+        if HAS_BIAS2:
+            gate += tl.load(bias2_ptr + c, mask=c < C, other=0.0).to(tl.float32)
+        gate = activate(gate, GATE, 0.0)
+        tl.store(y_ptr + n * YN + c * YC, gate.to(y_ptr.dtype.element_ty), mask=c < C)
+
+
+@triton.jit
+def squeeze_excite_rows(
+    mean_ptr,
+    w1_ptr,
+    bias1_ptr,
+    w2_ptr,
+    bias2_ptr,
+    y_ptr,
+    N: tl.constexpr,
+    C: tl.constexpr,
+    R: tl.constexpr,
+    W1: tl.constexpr,
+    W2: tl.constexpr,
+    MN: tl.constexpr,
+    MC: tl.constexpr,
+    YN: tl.constexpr,
+    YC: tl.constexpr,
+    HAS_BIAS1: tl.constexpr,
+    HAS_BIAS2: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    GATE: tl.constexpr,
+    RP: tl.constexpr,
+    BC: tl.constexpr,
+    BO: tl.constexpr,
+    PER_PROGRAM: tl.constexpr,
+    PDL: tl.constexpr,
+    BN: tl.constexpr,
+    SPLIT_TERMS: tl.constexpr,
+):
+    """The same for BN items at once, on tensor cores. RP and BC are 16 at least.
+
+    SPLIT_TERMS: the weights are of 16 bits: float32 factors are split into the sum of two such numbers, so that little precision is lost.
+    Grid: (blocks of BN items, blocks of PER_PROGRAM channels).
+    """
+    begin(PDL)
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    first = tl.program_id(1) * PER_PROGRAM
+    r = tl.arange(0, RP)
+    weight_type = w1_ptr.dtype.element_ty
+    acc = tl.zeros((BN, RP), dtype=tl.float32)
+    for start in range(0, C, BC):
+        c = start + tl.arange(0, BC)
+        w = tl.load(w1_ptr + r[None, :] * W1 + c[:, None], mask=(r < R)[None, :] & (c < W1)[:, None], other=0.0)
+        mean = tl.load(mean_ptr + n[:, None] * MN + (c * MC)[None, :], mask=(n < N)[:, None] & (c < C)[None, :], other=0.0)
+        if SPLIT_TERMS:
+            high = mean.to(weight_type)
+            acc = tl.dot(high, w, acc)
+            acc = tl.dot((mean - high.to(tl.float32)).to(weight_type), w, acc)
+        else:
+            acc = tl.dot(mean, w, acc, input_precision="ieee")
+    if HAS_BIAS1:
+        acc += tl.load(bias1_ptr + r, mask=r < R, other=0.0).to(tl.float32)[None, :]
+    hidden = tl.where((r < R)[None, :], activate(acc, ACTIVATION, 0.0), 0.0)
+    for start in range(0, PER_PROGRAM, BO):
+        c = first + start + tl.arange(0, BO)
+        w = tl.load(w2_ptr + c[None, :] * W2 + r[:, None], mask=(c < C)[None, :] & (r < W2)[:, None], other=0.0)
+        gate = tl.zeros((BN, BO), dtype=tl.float32)
+        if SPLIT_TERMS:
+            high = hidden.to(weight_type)
+            gate = tl.dot(high, w, gate)
+            gate = tl.dot((hidden - high.to(tl.float32)).to(weight_type), w, gate)
+        else:
+            gate = tl.dot(hidden, w, gate, input_precision="ieee")
+        if HAS_BIAS2:
+            gate += tl.load(bias2_ptr + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+        gate = activate(gate, GATE, 0.0)
+        ok = (n < N)[:, None] & (c < C)[None, :]
+        tl.store(y_ptr + n[:, None] * YN + (c * YC)[None, :], gate.to(y_ptr.dtype.element_ty), mask=ok)

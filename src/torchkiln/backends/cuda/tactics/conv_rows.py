@@ -1,0 +1,102 @@
+"""conv_rows: convolutions of a few input channels (a network's first): the image is padded and its channels rounded up in one pass, and then a row of
+taps is one run of contiguous memory, so that the GEMM reads its operand in vectors and checks no borders.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from ..recipe import Config, Kernel, Launch, Packed, Problem, Recipe, Tactic, TensorSpec
+from .conv_gemm import ConvGemm, gemm_configs, gemm_recipe
+from .conv_geometry import Geometry, conv_geometry
+
+_BLOCK = 256
+
+
+class ConvRows:
+    """A convolution of 2 to 8 input channels with more than one tap in a row: pad_channels, then conv_gemm. x may have any strides, and be wider."""
+
+    name = "conv_rows"
+    ops: tuple[str, ...] = ("conv",)
+
+    def reject(self, problem: Problem) -> str:
+        reason = ConvGemm().reject(problem)
+        if reason:
+            return reason
+        geometry = conv_geometry(problem)
+        if geometry.groups > 1 or not 2 <= geometry.input_channels <= 8:
+            return "takes 2 to 8 input channels, ungrouped"
+        if geometry.kernel[2] == 1 or geometry.dilation[2] != 1:
+            return "takes kernels with several neighbouring taps in a row"
+        if problem.inputs[3] is not None or problem.inputs[4] is not None:
+            return "takes no residual and no scale"
+        return ""
+
+    def configs(self, problem: Problem, level: int) -> list[Config]:
+        return gemm_configs(problem, _row_geometry(conv_geometry(problem)), level, flat=False)
+
+    def recipe(self, problem: Problem, config: Config) -> Recipe:
+        geometry = conv_geometry(problem)
+        rows = _row_geometry(geometry)
+        weight_dtype = problem.outputs[0].dtype
+        channels = _padded_channels(geometry)
+        weight = Packed(partial(pack_rows, channels=channels, block=config["BK"]), ("x1",))
+        recipe = gemm_recipe(problem, rows, config, "scratch.image", weight_dtype, weight, flat=False)
+        depth, height, width = rows.spatial
+        positions = geometry.batch * depth * height * width
+        recipe.scratch["image"] = TensorSpec.contiguous((positions * channels,), weight_dtype)
+        constants = {
+            "TOTAL": positions,
+            "C": geometry.input_channels,
+            "CP": channels,
+            **dict(zip(("D", "H", "W"), geometry.spatial, strict=True)),
+            **dict(zip(("DP", "HP", "WP"), rows.spatial, strict=True)),
+            **dict(zip(("PD", "PH", "PW"), geometry.padding, strict=True)),
+            **{f"X{axis}": stride for axis, stride in zip("NCDHW", geometry.x_strides, strict=True)},
+            "BLOCK": _BLOCK,
+            "PDL": problem.capability >= 90,
+        }
+        x = problem.inputs[0]
+        assert x is not None
+        pad = Launch(
+            Kernel("conv:pad_channels", (x.dtype, weight_dtype), tuple(constants.items()), 4, 1),
+            (-(-positions // _BLOCK), 1, 1),
+            ("x0", "scratch.image"),
+        )
+        return replace(recipe, launches=(pad, *recipe.launches))
+
+
+def pack_rows(weight: torch.Tensor, channels: int, block: int) -> torch.Tensor:
+    """[CO, CI, *kernel] -> [CO, K], K being (row of taps, tap, channel) with ``channels`` channels and each row padded to a multiple of ``block``."""
+    last = F.pad(weight.movedim(1, -1), (0, channels - weight.shape[1]))  # [CO, ..., KW, channels]
+    by_row = last.reshape(weight.shape[0], -1, weight.shape[-1] * channels)
+    return F.pad(by_row, (0, -by_row.shape[2] % block)).reshape(weight.shape[0], -1).contiguous()
+
+
+def _padded_channels(geometry: Geometry) -> int:
+    return 2 if geometry.input_channels == 2 else 4 if geometry.input_channels <= 4 else 8
+
+
+def _row_geometry(geometry: Geometry) -> Geometry:
+    """The convolution over the padded image: a row of taps as one tap of KW times as many channels."""
+    channels = _padded_channels(geometry)
+    reach = [
+        (o - 1) * s + d * (k - 1) + 1 for o, s, d, k in zip(geometry.out_spatial, geometry.stride, geometry.dilation, geometry.kernel, strict=True)
+    ]
+    depth, height, width = reach[0], reach[1], reach[2] + reach[2] % 2
+    return replace(
+        geometry,
+        input_channels=geometry.kernel[2] * channels,
+        spatial=(depth, height, width),
+        kernel=(geometry.kernel[0], geometry.kernel[1], 1),
+        padding=(0, 0, 0),
+        dilation=(geometry.dilation[0], geometry.dilation[1], 1),
+        x_strides=(depth * height * width * channels, 1, height * width * channels, width * channels, channels),
+    )
+
+
+TACTICS: tuple[Tactic, ...] = (ConvRows(),)
