@@ -73,7 +73,9 @@ def test_strides_of_the_output_are_kept():
 def test_configs_are_best_first_and_recipes_can_be_sent():
     problem = transposed((1, 512, 16, 16), (512, 256, 2, 2), stride=2)
     counts = [len(ConvTransposed().configs(problem, level)) for level in range(6)]
-    assert counts[0] == 1 and counts == sorted(counts) and counts[5] > 20
+    assert counts[0] == 1
+    assert counts == sorted(counts)
+    assert counts[5] > 20
     for config in ConvTransposed().configs(problem, 5):
         pickle.dumps(ConvTransposed().recipe(problem, config))
 

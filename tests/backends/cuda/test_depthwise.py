@@ -89,7 +89,9 @@ def test_strides_of_the_output_are_kept():
 def test_configs_are_best_first_and_more_with_effort():
     problem = depthwise((128, 480, 14, 14), (5, 5), padding=2, op="conv_pooled")
     counts = [len(Depthwise().configs(problem, level)) for level in range(6)]
-    assert counts[0] == 1 and counts == sorted(counts) and counts[5] > 30
+    assert counts[0] == 1
+    assert counts == sorted(counts)
+    assert counts[5] > 30
     assert Depthwise().configs(problem, 5)[: counts[2]] == Depthwise().configs(problem, 2)
 
 

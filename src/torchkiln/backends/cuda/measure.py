@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ...errors import BuildFailed
 from .compile_kernel import Compiled
 from .driver import Function, load_function
 from .recipe import Kernel, Launch, Recipe, TensorSpec
@@ -64,7 +65,7 @@ def measure(job: Job, device: torch.device) -> Iterator[Outcome]:
     for recipe in job.recipes:
         try:
             yield _measure_one(job, recipe, inputs, expected, device)
-        except RuntimeError as error:  # an operator that refuses its arguments, or memory that is short
+        except (RuntimeError, BuildFailed) as error:  # an operator or a launch that refuses its arguments, or memory that is short
             torch.cuda.synchronize()  # raises again when the error is one that the process does not survive
             yield Outcome(None, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
 

@@ -34,6 +34,7 @@ def squeeze_excite(
     BO: tl.constexpr,
     PER_PROGRAM: tl.constexpr,
     PDL: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     """y[n, c] = gate(activation(mean[n] @ w1.T + bias1) @ w2.T + bias2). Every program computes the whole hidden vector of its n.
 
@@ -46,7 +47,7 @@ def squeeze_excite(
     first = tl.program_id(1) * PER_PROGRAM
     r = tl.arange(0, RP)
     acc = tl.zeros((RP, BC), dtype=tl.float32)
-    for start in tl.static_range(0, C, BC):  # unrolled: the loads of the next blocks are in flight
+    for start in tl.range(0, C, BC, loop_unroll_factor=UNROLL):  # the loads of several blocks are in flight
         c = start + tl.arange(0, BC)
         w = tl.load(w1_ptr + r[:, None] * W1 + c[None, :], mask=(r < R)[:, None] & (c < W1)[None, :], other=0.0)
         mean = tl.load(mean_ptr + n * MN + c * MC, mask=c < C, other=0.0)
@@ -55,15 +56,16 @@ def squeeze_excite(
     if HAS_BIAS1:
         hidden += tl.load(bias1_ptr + r, mask=r < R, other=0.0).to(tl.float32)
     hidden = activate(hidden, ACTIVATION, 0.0)
-    for start in tl.static_range(0, PER_PROGRAM, BO):
+    last = tl.minimum(first + PER_PROGRAM, C)
+    for start in tl.range(0, PER_PROGRAM, BO, loop_unroll_factor=UNROLL):
         c = first + start + tl.arange(0, BO)
-        w = tl.load(w2_ptr + c[:, None] * W2 + r[None, :], mask=(c < C)[:, None] & (r < W2)[None, :], other=0.0)
+        w = tl.load(w2_ptr + c[:, None] * W2 + r[None, :], mask=(c < last)[:, None] & (r < W2)[None, :], other=0.0)
         # An activation may take zero to anything: the rows past R count for nothing.
         gate = tl.sum(tl.where((r < R)[None, :], w.to(tl.float32) * hidden[None, :], 0.0), axis=1)
         if HAS_BIAS2:
-            gate += tl.load(bias2_ptr + c, mask=c < C, other=0.0).to(tl.float32)
+            gate += tl.load(bias2_ptr + c, mask=c < last, other=0.0).to(tl.float32)
         gate = activate(gate, GATE, 0.0)
-        tl.store(y_ptr + n * YN + c * YC, gate.to(y_ptr.dtype.element_ty), mask=c < C)
+        tl.store(y_ptr + n * YN + c * YC, gate.to(y_ptr.dtype.element_ty), mask=c < last)
 
 
 @triton.jit
@@ -119,9 +121,10 @@ def squeeze_excite_rows(
     if HAS_BIAS1:
         acc += tl.load(bias1_ptr + r, mask=r < R, other=0.0).to(tl.float32)[None, :]
     hidden = tl.where((r < R)[None, :], activate(acc, ACTIVATION, 0.0), 0.0)
+    last = tl.minimum(first + PER_PROGRAM, C)
     for start in range(0, PER_PROGRAM, BO):
         c = first + start + tl.arange(0, BO)
-        w = tl.load(w2_ptr + c[None, :] * W2 + r[:, None], mask=(c < C)[None, :] & (r < W2)[:, None], other=0.0)
+        w = tl.load(w2_ptr + c[None, :] * W2 + r[:, None], mask=(c < last)[None, :] & (r < W2)[:, None], other=0.0)
         gate = tl.zeros((BN, BO), dtype=tl.float32)
         if SPLIT_TERMS:
             high = hidden.to(weight_type)
@@ -130,7 +133,7 @@ def squeeze_excite_rows(
         else:
             gate = tl.dot(hidden, w, gate, input_precision="ieee")
         if HAS_BIAS2:
-            gate += tl.load(bias2_ptr + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+            gate += tl.load(bias2_ptr + c, mask=c < last, other=0.0).to(tl.float32)[None, :]
         gate = activate(gate, GATE, 0.0)
-        ok = (n < N)[:, None] & (c < C)[None, :]
+        ok = (n < N)[:, None] & (c < last)[None, :]
         tl.store(y_ptr + n[:, None] * YN + (c * YC)[None, :], gate.to(y_ptr.dtype.element_ty), mask=ok)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 
 import torch
@@ -66,7 +67,18 @@ def gemm_configs(problem: Problem, geometry: Geometry, level: int, *, flat: bool
             if has_residual and split == 1 and bm * bn <= 128 * 128:
                 found.append({**config, "early": True})
     ranked = sorted(found, key=lambda config: _estimate(problem, geometry, config, flat))
-    return ranked[: (1, 4, 10, 24, 40, 80)[level]]
+    return _spread(ranked)[: (1, 4, 10, 24, 40, 80)[level]]
+
+
+def _spread(ranked: list[Config]) -> list[Config]:
+    """The same, but with other tiles before more variants of one tile: the guess tells tiles apart better than stages and splits."""
+    seen: Counter[tuple[int, int]] = Counter()
+    keyed = []
+    for rank, config in enumerate(ranked):
+        tile = (config["BM"], config["BN"])
+        keyed.append((rank + 16 * seen[tile], rank, config))
+        seen[tile] += 1
+    return [config for _, _, config in sorted(keyed, key=lambda entry: entry[:2])]
 
 
 def gemm_recipe(problem: Problem, geometry: Geometry, config: Config, x: str, x_dtype: torch.dtype, weight: Packed, *, flat: bool) -> Recipe:

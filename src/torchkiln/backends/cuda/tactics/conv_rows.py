@@ -44,7 +44,7 @@ class ConvRows:
         rows = _row_geometry(geometry)
         weight_dtype = problem.outputs[0].dtype
         channels = _padded_channels(geometry)
-        weight = Packed(partial(pack_rows, channels=channels, block=config["BK"]), ("x1",))
+        weight = Packed(partial(pack_rows, channels=channels, taps=_padded_taps(geometry), block=config["BK"]), ("x1",))
         recipe = gemm_recipe(problem, rows, config, "scratch.image", weight_dtype, weight, flat=False)
         depth, height, width = rows.spatial
         positions = geometry.batch * depth * height * width
@@ -70,10 +70,11 @@ class ConvRows:
         return replace(recipe, launches=(pad, *recipe.launches))
 
 
-def pack_rows(weight: torch.Tensor, channels: int, block: int) -> torch.Tensor:
-    """[CO, CI, *kernel] -> [CO, K], K being (row of taps, tap, channel) with ``channels`` channels and each row padded to a multiple of ``block``."""
-    last = F.pad(weight.movedim(1, -1), (0, channels - weight.shape[1]))  # [CO, ..., KW, channels]
-    by_row = last.reshape(weight.shape[0], -1, weight.shape[-1] * channels)
+def pack_rows(weight: torch.Tensor, channels: int, taps: int, block: int) -> torch.Tensor:
+    """[CO, CI, *kernel] -> [CO, K], K being (row of taps, tap, channel) with zeros up to ``taps`` taps of ``channels`` channels, and each row padded to
+    a multiple of ``block``."""
+    last = F.pad(weight.movedim(1, -1), (0, channels - weight.shape[1], 0, taps - weight.shape[-1]))  # [CO, ..., taps, channels]
+    by_row = last.reshape(weight.shape[0], -1, taps * channels)
     return F.pad(by_row, (0, -by_row.shape[2] % block)).reshape(weight.shape[0], -1).contiguous()
 
 
@@ -81,16 +82,24 @@ def _padded_channels(geometry: Geometry) -> int:
     return 2 if geometry.input_channels == 2 else 4 if geometry.input_channels <= 4 else 8
 
 
+def _padded_taps(geometry: Geometry) -> int:
+    """Taps of a row, rounded up so that a row is a multiple of 16 channels: read in whole vectors. The weights of the added taps are zero; what they
+    read is finite if the input is, and inside the padded image."""
+    channels = _padded_channels(geometry)
+    return -(-geometry.kernel[2] * channels // 16) * 16 // channels
+
+
 def _row_geometry(geometry: Geometry) -> Geometry:
     """The convolution over the padded image: a row of taps as one tap of KW times as many channels."""
-    channels = _padded_channels(geometry)
+    channels, taps = _padded_channels(geometry), _padded_taps(geometry)
     reach = [
         (o - 1) * s + d * (k - 1) + 1 for o, s, d, k in zip(geometry.out_spatial, geometry.stride, geometry.dilation, geometry.kernel, strict=True)
     ]
-    depth, height, width = reach[0], reach[1], reach[2] + reach[2] % 2
+    width = reach[2] + taps - geometry.kernel[2]
+    depth, height, width = reach[0], reach[1], width + width % 2
     return replace(
         geometry,
-        input_channels=geometry.kernel[2] * channels,
+        input_channels=taps * channels,
         spatial=(depth, height, width),
         kernel=(geometry.kernel[0], geometry.kernel[1], 1),
         padding=(0, 0, 0),

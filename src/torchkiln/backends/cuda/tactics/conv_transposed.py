@@ -18,11 +18,12 @@ class ConvTransposed:
     """A transposed convolution (grouped too, of any strides) with bias, residual and activation in one launch; best where kernel == stride."""
 
     name = "conv_transposed"
-    ops = ("conv",)
+    ops: tuple[str, ...] = ("conv",)
 
     def reject(self, problem: Problem) -> str:
         x, weight, *_ = problem.inputs
-        assert x is not None and weight is not None
+        assert x is not None
+        assert weight is not None
         if not problem.attributes["transposed"]:
             return "not a transposed convolution"
         if not problem.constants[1]:
@@ -48,6 +49,8 @@ class ConvTransposed:
             for bk in (16, 32, 64, 128):
                 if (bk > 16 and bk >= 2 * geometry.input_channels) or (bk == 16 and geometry.input_channels > 16):
                     continue
+                if bk > 64 and bm * bn >= 128 * 32 * warps and max(_depths(geometry)) > 1:
+                    continue  # accumulators, pointers and masks would not fit the registers
                 for stages in (2, 3, 4):
                     if stages <= max(2, _steps(geometry, bk)) and (bm + bn) * bk * size * stages <= _SHARED_BYTES:
                         found.append({"BM": bm, "BN": bn, "BK": bk, "warps": warps, "stages": stages})

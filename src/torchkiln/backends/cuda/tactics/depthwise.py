@@ -24,11 +24,12 @@ class Depthwise:
     """One input channel and one output channel to a group; any strides, fast with the channels innermost."""
 
     name = "depthwise"
-    ops = ("conv", "conv_pooled")
+    ops: tuple[str, ...] = ("conv", "conv_pooled")
 
     def reject(self, problem: Problem) -> str:
         x, weight, *_ = problem.inputs
-        assert x is not None and weight is not None
+        assert x is not None
+        assert weight is not None
         if problem.attributes.get("transposed"):
             return "transposed convolutions have a tactic of their own"
         if not problem.attributes["groups"] == x.shape[1] == weight.shape[0]:
@@ -124,7 +125,7 @@ w = packed_weight + spread""".splitlines()
             f"inside = p_ok & (id + kd * {geometry.dilation[0]} >= 0) & (id + kd * {geometry.dilation[0]} < D)",
             "h = tl.where(inside, ih, -(2**29))",
         ]
-        loop += _taps(geometry, th, tw) + [f"x += {geometry.dilation[0]} * XD", f"w += {plane} * C"]
+        loop += [*_taps(geometry, th, tw), f"x += {geometry.dilation[0]} * XD", f"w += {plane} * C"]
         body += [f"for kd in range({geometry.kernel[0]}):"] + [f"    {line}" for line in loop]
     else:
         body += ["h = tl.where(p_ok & (id >= 0) & (id < D), ih, -(2**29))" if geometry.padding[0] else "h = tl.where(p_ok, ih, -(2**29))"]

@@ -17,11 +17,13 @@ class SqueezeExcite:
     """One item to a program ("rows": 1), or 16 on tensor cores; every program computes the hidden vector and a part of the gate."""
 
     name = "squeeze_excite"
-    ops = ("squeeze_excite",)
+    ops: tuple[str, ...] = ("squeeze_excite",)
 
     def reject(self, problem: Problem) -> str:
         mean, weight1, _, weight2, _ = problem.inputs
-        assert mean is not None and weight1 is not None and weight2 is not None
+        assert mean is not None
+        assert weight1 is not None
+        assert weight2 is not None
         if not (problem.constants[1] and problem.constants[3]):
             return "the weights are computed: they cannot be laid out at build time"
         if len(mean.shape) != 2 or len(problem.outputs[0].shape) != 2:
@@ -41,13 +43,15 @@ class SqueezeExcite:
             items = -(-n // rows)
             if rows > 1 and n < 8:
                 continue
-            for part in (16, 32, 64, 128, 256, 512, 1024, 2048, 4096):
-                if part >= 2 * channels and part > 16:
-                    continue
+            for part in sorted({-(-channels // (splits * 16)) * 16 for splits in (1, 2, 4, 8, 16, 32, 64, 128)}):
                 for warps in (4, 8, 16) if rows == 1 else (4, 8):
                     if items * -(-channels // part) <= 4096:
                         found.append({"rows": rows, "part": part, "warps": warps})
         ranked = sorted(found, key=lambda config: _estimate(problem, config))
+        other = next((config for config in ranked if config["rows"] != ranked[0]["rows"]), None)
+        if other is not None:  # the estimate tells little about which of the forms is the faster one
+            ranked.remove(other)
+            ranked.insert(1, other)
         return ranked[: (1, 3, 6, 10, 16, 40)[level]]
 
     def recipe(self, problem: Problem, config: Config) -> Recipe:
@@ -56,8 +60,8 @@ class SqueezeExcite:
         hidden = weight1.shape[0]
         rows, part, warps = config["rows"], config["part"], config["warps"]
         padded = max(_power(hidden), _ROWS)
-        # About 64 float32 numbers of an accumulator or of a tile of weights to a thread.
-        tile = max(16, min(64 * 32 * warps // padded, 512))
+        # About 32 float32 numbers of an accumulator or of a tile of weights to a thread.
+        tile = max(16, min(32 * 32 * warps // padded, 512))
         constants: dict[str, Any] = {
             "N": n,
             "C": channels,
@@ -74,11 +78,13 @@ class SqueezeExcite:
             "GATE": problem.attributes["gate"],
             "RP": padded,
             "BC": min(tile, max(_power(channels), 16)) if rows == 1 else min(128 if padded <= 128 else 32, max(_power(channels), 16)),
-            "BO": min(tile, part) if rows == 1 else min(64 if padded <= 128 else 32, part),
+            "BO": min(tile, _power(part)) if rows == 1 else min(64 if padded <= 128 else 32, _power(part)),
             "PER_PROGRAM": part,
             "PDL": problem.capability >= 90,
         }
-        if rows > 1:
+        if rows == 1:
+            constants["UNROLL"] = 4
+        else:
             constants |= {"BN": rows, "SPLIT_TERMS": weight1.dtype != torch.float32}
         biases = ["x2" if constants["HAS_BIAS1"] else "x0", "x4" if constants["HAS_BIAS2"] else "x0"]
         operands = ("x0", "packed.weight1", biases[0], "packed.weight2", biases[1], "y0")
@@ -121,7 +127,11 @@ def _estimate(problem: Problem, config: Config) -> float:
     read = (channels + min(part, channels)) * hidden * size + channels * 4 * rows
     products = (channels + part) * max(_power(hidden), _ROWS) / 128 * 3.5 if rows == 1 else 0
     resident = max(1, 16 // warps)
-    exposed = read / (warps * 32 * (64 if rows == 1 else 48)) * 600
+    if rows == 1:
+        exposed = read / (warps * 32 * 96) * 600
+    else:  # two blocks ahead
+        wide = _power(hidden) <= 128
+        exposed = (channels / (128 if wide else 32) + part / (64 if wide else 32)) * 300
     return a_multiprocessor * max(read / 48, products) + -(-a_multiprocessor // resident) * (1500 + exposed)
 
 
