@@ -393,8 +393,7 @@ def _default_strides(node: Node, shape: Sequence[int], inputs: Sequence[Value | 
     contiguous = TensorSpec.contiguous(shape, torch.float32).strides
     name = str(node.target)
     if name == "torchkiln.attention.default":
-        b, h, s, d = shape
-        return (s * h * d, d, h * d, 1)  # [B, S, H, D], so that the heads join without a copy
+        return _strides_for_permutation(node, shape)
     if name.startswith(("torchkiln.layer_norm", "torchkiln.softmax", "torchkiln.group_norm")):
         first = inputs[0]
         if first is not None and _is_dense(first.spec):
@@ -406,6 +405,21 @@ def _default_strides(node: Node, shape: Sequence[int], inputs: Sequence[Value | 
     if name.startswith("torchkiln.conv") or _is_channels_last(node):
         return channels_last_strides(shape) if len(shape) > 2 else contiguous
     return contiguous
+
+
+def _strides_for_permutation(node: Node, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Attention's result [B, H, S, D] in the order that the next permutation asks for, so that the heads join without a copy; else as [B, S, H, D]."""
+    order: list[int] = [0, 2, 1, 3]
+    users = list(node.users)
+    while len(users) == 1 and users[0].target in _ALIASES:
+        users = list(users[0].users)
+    if len(users) == 1 and users[0].target is aten.permute.default:
+        order = [int(d) % len(shape) for d in users[0].args[1]]  # type: ignore[arg-type, union-attr]
+    strides, step = [0] * len(shape), 1
+    for dim in reversed(order):
+        strides[dim] = step
+        step *= shape[dim]
+    return tuple(strides)
 
 
 def _is_dense(spec: TensorSpec) -> bool:

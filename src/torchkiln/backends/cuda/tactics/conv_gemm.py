@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from ..recipe import Config, Kernel, Launch, Packed, Problem, Recipe, Tactic, TensorSpec
-from .conv_geometry import Geometry, conv_geometry, linear_geometry, uniform_rows
+from .conv_geometry import Geometry, conv_geometry, leading_dims, linear_geometry
 
 #: Fewer input channels than this are packed next to each other over the taps: blocks of channels would be mostly padding.
 FLAT_CHANNELS = 16
@@ -35,9 +35,9 @@ class ConvGemm:
             if problem.inputs[4] is not None and (geometry.groups > 1 or not geometry.is_pointwise):
                 return "scales its input only for ungrouped 1x1 convolutions"
         else:
-            for spec in (x, problem.inputs[3], problem.outputs[0]):
-                if spec is not None and not uniform_rows(spec):
-                    return "rows that no single stride walks"
+            specs = [spec for spec in (x, problem.inputs[3], problem.outputs[0]) if spec is not None]
+            if len(leading_dims(specs)[0]) > 4:
+                return "rows in more than four dimensions that no common stride walks"
         if problem.outputs[0].dtype not in (torch.float16, torch.bfloat16, torch.float32):
             return f"computes in fp16, bf16 and fp32, not in {problem.outputs[0].dtype}"
         if any(spec is not None and spec.span > MAX_ELEMENTS for spec in (*problem.inputs, *problem.outputs)):

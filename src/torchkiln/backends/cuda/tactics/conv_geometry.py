@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..recipe import Problem, TensorSpec
@@ -71,14 +72,43 @@ def conv_geometry(problem: Problem) -> Geometry:
 
 
 def linear_geometry(problem: Problem) -> Geometry:
-    """Of a "linear" problem: rows are the batch. Its tensors must have uniform rows (see ``uniform_rows``)."""
+    """Of a "linear" problem: the leading dimensions are batch and positions, see ``leading_dims``."""
     x, weight, _, residual = problem.inputs
     y = problem.outputs[0]
-    assert x is not None and weight is not None
-    rows = x.numel // x.shape[-1]
-    strides = [(row_stride(spec), spec.strides[-1], 0, 0, 0) if spec is not None else (0,) * 5 for spec in (x, y, residual)]
+    assert x is not None
+    assert weight is not None
+    specs = [x, residual, y]
+    sizes, strides = leading_dims([spec for spec in specs if spec is not None])
+    by_spec = iter(strides)
+    five = [(0,) * 5 if spec is None else _with_channels(next(by_spec), spec.strides[-1]) for spec in specs]
+    batch, *spatial = [1] * (4 - len(sizes)) + sizes
+    at = (spatial[0], spatial[1], spatial[2])
     one = (1, 1, 1)
-    return Geometry(rows, 1, weight.shape[1], weight.shape[0], one, one, one, one, (0, 0, 0), one, *strides)
+    return Geometry(batch, 1, weight.shape[1], weight.shape[0], at, at, one, one, (0, 0, 0), one, five[0], five[2], five[1])
+
+
+def _with_channels(leading: list[int], channel: int) -> tuple[int, ...]:
+    """Strides of [N, C, D, H, W] from those of the leading dimensions."""
+    filled = [0] * (4 - len(leading)) + leading
+    return filled[0], channel, *filled[1:]
+
+
+def leading_dims(specs: Sequence[TensorSpec]) -> tuple[list[int], list[list[int]]]:
+    """The sizes of all but the last dimension, those merged that every tensor walks with one stride, and the strides of each tensor."""
+    sizes: list[int] = []
+    strides: list[list[int]] = [[] for _ in specs]
+    for dim, size in enumerate(specs[0].shape[:-1]):
+        if size == 1:
+            continue
+        if sizes and all(own[-1] == spec.strides[dim] * size for own, spec in zip(strides, specs, strict=True)):
+            sizes[-1] *= size
+            for own, spec in zip(strides, specs, strict=True):
+                own[-1] = spec.strides[dim]
+            continue
+        sizes.append(size)
+        for own, spec in zip(strides, specs, strict=True):
+            own.append(spec.strides[dim])
+    return sizes, strides
 
 
 def uniform_rows(spec: TensorSpec) -> bool:
