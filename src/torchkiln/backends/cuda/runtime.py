@@ -15,6 +15,8 @@ from .recipe import TensorSpec, refs_in
 from .run_recipe import as_sequence, find_op, resolve
 
 _ALIGNMENT_BYTES = 16
+#: Sets of counters for captured graphs; one more capture than this has its counters zeroed in the graph.
+SPARE_COUNTERS = 4
 
 
 def load(artifact: Artifact, device: torch.device, num_threads: int | None) -> PlanRunner:
@@ -106,7 +108,16 @@ class LoadedPlan:
         except KeyError as error:
             raise CorruptEngineFile(f"cuda plan: a constant is missing: {error}") from error
         self._last_use = _last_uses(plan)
-        self._streams: list[torch.cuda.Stream] = []
+        count = SPARE_COUNTERS if device.type == "cuda" and plan.counters else 0
+        self._held_counters: list[torch.Tensor] = []
+        self._spare_counters = [torch.zeros(plan.counters * 4, dtype=torch.uint8, device=device) for _ in range(count)]
+
+    def take_counters(self) -> torch.Tensor:
+        """Zeroed counters. Kernels leave them at zero, so a graph that is captured keeps a set that was zeroed before: one node less in it."""
+        if self._spare_counters and torch.cuda.is_current_stream_capturing():
+            self._held_counters.append(self._spare_counters.pop())
+            return self._held_counters[-1]
+        return torch.zeros(self.plan.counters * 4, dtype=torch.uint8, device=self._device)
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Launch all steps on the current stream; the outputs are fresh tensors."""
@@ -146,7 +157,7 @@ class Memory:
         self._plan = plan
         self._inputs = [_as_expected(value, spec) for value, spec in zip(inputs, plan.inputs, strict=True)]
         self._arena = torch.empty(plan.arena_bytes, dtype=torch.uint8, device=device)
-        self._counters = torch.zeros(plan.counters * 4, dtype=torch.uint8, device=device) if plan.counters else None
+        self._counters = loaded.take_counters() if plan.counters else None
         self.outputs = [torch.empty(spec.shape, dtype=spec.dtype, device=device) for spec in plan.outputs]
         self._by_torch: dict[int, torch.Tensor] = {}
 

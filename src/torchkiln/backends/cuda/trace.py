@@ -7,6 +7,7 @@ strides they are given. A concatenation is laid out before what it joins, and wh
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -293,6 +294,8 @@ class _Tracer:
         outputs = [Value(Storage("temporary", s.dtype, s.span), s) for s in specs] if many else [self._new(node, specs[0])]
         self.values[node] = outputs if many else outputs[0]
         name = target._schema.name.split("::")[1] if own else str(target)
+        if name == "linear":
+            inputs, outputs = _as_rows(inputs, outputs)
         constants = tuple(v is not None and v.storage.kind == "constant" for v in inputs)
         problem = Problem(
             name,
@@ -399,6 +402,10 @@ def _default_strides(node: Node, shape: Sequence[int], inputs: Sequence[Value | 
         if first is not None and _is_dense(first.spec):
             return first.spec.strides
         return channels_last_strides(shape) if name.startswith("torchkiln.group_norm") and len(shape) > 2 else contiguous
+    if name == "torchkiln.linear.default" and inputs[0] is not None:
+        # Rows in the order that they lie in x, so that product and operand are walked with one stride each.
+        leading = sorted(range(len(shape) - 1), key=lambda d: -inputs[0].spec.strides[d] if shape[d] > 1 else 0)  # type: ignore[union-attr]
+        return _strides_in_order(shape, [*leading, len(shape) - 1])
     if node.target is aten.cat.default:
         joins_channels = len(shape) in (4, 5) and _cat_dim(node) == 1
         return channels_last_strides(shape) if joins_channels else contiguous
@@ -415,11 +422,38 @@ def _strides_for_permutation(node: Node, shape: tuple[int, ...]) -> tuple[int, .
         users = list(users[0].users)
     if len(users) == 1 and users[0].target is aten.permute.default:
         order = [int(d) % len(shape) for d in users[0].args[1]]  # type: ignore[arg-type, union-attr]
+    return _strides_in_order(shape, order)
+
+
+def _strides_in_order(shape: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
+    """Dense strides with the dimensions from the outermost to the innermost as ``order`` says."""
     strides, step = [0] * len(shape), 1
     for dim in reversed(order):
         strides[dim] = step
         step *= shape[dim]
     return tuple(strides)
+
+
+def _as_rows(inputs: list[Value | None], outputs: list[Value]) -> tuple[list[Value | None], list[Value]]:
+    """A linear layer's x, residual and result as [rows, channels], where each walks its rows with one stride in the same order."""
+    x, weight, bias, residual = inputs
+    held = [value for value in (x, residual, *outputs) if value is not None]
+    rank = len(held[0].spec.shape)
+    order = sorted((d for d in range(rank - 1) if held[0].spec.shape[d] > 1), key=lambda d: -outputs[0].spec.strides[d])
+    for value in held:
+        pairs = itertools.pairwise(order)
+        if any(value.spec.strides[a] != value.spec.strides[b] * value.spec.shape[b] for a, b in pairs):
+            return inputs, outputs
+
+    def flat(value: Value | None) -> Value | None:
+        if value is None:
+            return None
+        spec = value.spec
+        rows = spec.numel // spec.shape[-1] if spec.shape[-1] else 0
+        row = spec.strides[order[-1]] if order else spec.shape[-1]
+        return Value(value.storage, TensorSpec((rows, spec.shape[-1]), (row, spec.strides[-1]), spec.dtype), value.offset)
+
+    return [flat(x), weight, bias, flat(residual)], [flat(value) for value in outputs]  # type: ignore[misc]
 
 
 def _is_dense(spec: TensorSpec) -> bool:

@@ -16,6 +16,20 @@ def begin(PDL: tl.constexpr):
 
 
 @triton.jit
+def release(PDL: tl.constexpr):
+    """First half of ``begin``: let the next kernel be scheduled. What follows may compute, but reads nothing that another kernel writes."""
+    if PDL:
+        gdc_launch_dependents()
+
+
+@triton.jit
+def wait(PDL: tl.constexpr):
+    """Second half of ``begin``: wait until the kernels before have written their results."""
+    if PDL:
+        gdc_wait()
+
+
+@triton.jit
 def activate(x, ACTIVATION: tl.constexpr, ALPHA: tl.constexpr):
     """``x`` (float32) through the activation of that name."""
     if ACTIVATION == "relu":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import activate, begin
+from .common import activate, begin, release, wait
 
 
 @triton.jit
@@ -85,7 +85,7 @@ def conv_gemm(
     EARLY: ask for the residual before the products, so that it arrives while they are computed.
     Grid: (tiles of M times tiles of CO, GROUPS, SPLIT).
     """
-    begin(PDL)
+    release(PDL)
     pid = tl.program_id(0)
     group = tl.program_id(1)
     split = tl.program_id(2)
@@ -115,6 +115,7 @@ def conv_gemm(
     out_column = group * CO + columns
     out_ok = row_ok[:, None] & column_ok[None, :]
     r_row = n * RN + od * RD + oh * RH + ow * RW
+    wait(PDL)
     if HAS_RESIDUAL and EARLY:
         residual = tl.load(residual_ptr + r_row[:, None] + (out_column * RC)[None, :], mask=out_ok, other=0.0)
 

@@ -13,10 +13,11 @@ from .fuse_linear import fuse_linear
 from .fuse_norms import fuse_norms
 from .fuse_squeeze_excite import fuse_squeeze_excite
 from .hoist_linear_views import hoist_linear_views
+from .split_heads import split_heads
 
 #: Attention before the softmax in it becomes an op of its own; the gates of squeeze-and-excite blocks, and norms, before the convolutions
-#: around them take what follows.
-PASSES: tuple[Pass, ...] = (fuse_attention, fuse_squeeze_excite, fuse_norms, fuse_conv, hoist_linear_views, fuse_linear)
+#: around them take what follows; views are moved out of the way before linear layers look for what follows them.
+PASSES: tuple[Pass, ...] = (fuse_attention, fuse_squeeze_excite, fuse_norms, fuse_conv, split_heads, hoist_linear_views, fuse_linear)
 
 
 def fuse(graph_module: GraphModule, passes: tuple[Pass, ...] = PASSES) -> list[tuple[str, int]]:
