@@ -49,6 +49,22 @@ SUITES: dict[str, tuple[list[str], list[Workload]]] = {
             Workload("torchvision:deeplabv3_mobilenet_v3_large", "1x3x320x320"),
         ],
     ),
+    "h200": (
+        [
+            *("--precision", "fp16", "--device", "cuda", "--backend", "cuda", "--min-time", "1", "--rounds", "5"),
+            *("--peers", "eager,eager-channels-last,cuda-graph-channels-last,torchscript-traced,compile-reduce-overhead"),
+        ],
+        [
+            Workload("torchvision:resnet50", "1x3x224x224"),
+            Workload("torchvision:vit_b_16", "1x3x224x224"),
+            Workload("torchvision:efficientnet_b0", "1x3x224x224"),
+            Workload("torchvision:vit_b_16", "64x3x224x224"),
+            Workload(f"{HERE / 'models.py'}:swin_unetr", "1x1x96x96x96"),
+            Workload("torchvision:resnet50", "128x3x224x224"),
+            Workload("torchvision:resnet34", "2x3x224x224"),
+            Workload("torchvision:efficientnet_b0", "128x3x224x224"),
+        ],
+    ),
     "h200-first": (
         [
             *("--precision", "fp16", "--device", "cuda", "--backend", "inductor"),
@@ -78,6 +94,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder for the JSON and Markdown")
     parser.add_argument("--only", default="", help="workloads whose model or shape contains this text")
     parser.add_argument("--limit-s", type=float, default=float("inf"), help="start no workload after this many seconds")
+    parser.add_argument("--jobs", action="store_true", help="build the peers of all workloads at once; tune and measure in turns (in_turns.py)")
     parser.add_argument("--merge", type=Path, nargs="*", default=[], help="results of earlier runs on this machine to put in the same file")
     args, args.options = parser.parse_known_args()
     args.failed = False
@@ -85,7 +102,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     results = [read_json(path) for path in args.merge]
     with tempfile.TemporaryDirectory() as folder:
-        results += measure(shared, workloads, args, Path(folder))
+        results += (measure_in_turns if args.jobs else measure)(shared, workloads, args, Path(folder))
     merged = merge_results(results)
     write_json(merged, args.out / f"{args.suite}.json")
     (args.out / f"{args.suite}.md").write_text(markdown_report(merged))
@@ -108,6 +125,27 @@ def measure(shared: list[str], workloads: list[Workload], args: argparse.Namespa
         command += [*shared, *workload.options, *args.options, "--json", os.path.relpath(parts / f"{number:02d}.json")]
         if subprocess.run(command, check=False).returncode:
             print(f"FAILED: {workload.model} {workload.shape}", flush=True)
+            args.failed = True
+    return [read_json(path) for path in sorted(parts.glob("*.json"))]
+
+
+def measure_in_turns(shared: list[str], workloads: list[Workload], args: argparse.Namespace, parts: Path) -> list[BenchmarkResult]:
+    """All workloads at once, each in a process that waits for its turn; those that have not finished after ``--limit-s`` are stopped."""
+    chosen = [w for w in workloads if args.only in f"{w.model} {w.shape}"]
+    processes = []
+    for number, workload in enumerate(chosen):
+        command = [sys.executable, str(HERE / "in_turns.py"), str(parts), str(number), str(len(chosen)), "--", workload.model]
+        command += ["--shape", workload.shape, *shared, *workload.options, *args.options, "--json", os.path.relpath(parts / f"{number:02d}.json")]
+        processes.append(subprocess.Popen(command))
+    end = time.monotonic() + min(args.limit_s, 24 * 3600)
+    for workload, process in zip(chosen, processes, strict=True):
+        try:
+            failed = process.wait(max(0.1, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            failed = True
+        if failed:
+            print(f"FAILED or out of time: {workload.model} {workload.shape}", flush=True)
             args.failed = True
     return [read_json(path) for path in sorted(parts.glob("*.json"))]
 
