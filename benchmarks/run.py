@@ -135,7 +135,8 @@ def measure_in_turns(shared: list[str], workloads: list[Workload], args: argpars
     processes = []
     for number, workload in enumerate(chosen):
         command = [sys.executable, str(HERE / "in_turns.py"), str(parts), str(number), str(len(chosen)), "--", workload.model]
-        command += ["--shape", workload.shape, *shared, *workload.options, *args.options, "--json", os.path.relpath(parts / f"{number:02d}.json")]
+        command += ["--shape", workload.shape, "--max-build", "3600", *shared, *workload.options, *args.options]
+        command += ["--json", os.path.relpath(parts / f"{number:02d}.json")]
         processes.append(subprocess.Popen(command))
     end = time.monotonic() + min(args.limit_s, 24 * 3600)
     for workload, process in zip(chosen, processes, strict=True):

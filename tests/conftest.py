@@ -14,8 +14,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run under Triton's interpreter; it must be chosen before Triton is imported
 
-from torchkiln.backends.contract import Candidate, Reject  # noqa: E402
-from torchkiln.backends.registry import BACKENDS, get_backend  # noqa: E402
+from torchkiln.backends.contract import Candidate, Reject
+from torchkiln.backends.registry import BACKENDS, get_backend
 
 
 def pytest_collection_modifyitems(items):

@@ -200,7 +200,7 @@ def test_mode_and_links(path, tmp_path):
     assert path.stat().st_mode & 0o777 == 0o640
 
 
-@pytest.mark.parametrize(("backend", "flag"), [("inductor", True), ("inductor", False), ("openvino", True)])
+@pytest.mark.parametrize(("backend", "flag"), [("inductor", True), ("inductor", False), ("openvino", True), ("cuda", True), ("cuda", False)])
 def test_native_code_needs_trust(path, backend, flag):
     write_engine_file([native(tiny_contents(), backend, flag)], path)
     with pytest.raises(UntrustedCode, match=rf"segment_1 \({backend}\).*trusted=True"):

@@ -90,7 +90,7 @@ def reference(problem: Problem, inputs: list[torch.Tensor | None]) -> list[torch
         else:
             arguments.append(problem.attributes[argument.name])
     results = op(*arguments)
-    return [r for r in (results if isinstance(results, (list, tuple)) else (results,))]
+    return list(results) if isinstance(results, (list, tuple)) else [results]
 
 
 def check(tactic: Tactic, problem: Problem, config: dict[str, Any], tolerance: float, seed: int = 0) -> None:
@@ -103,6 +103,6 @@ def check(tactic: Tactic, problem: Problem, config: dict[str, Any], tolerance: f
     held = interpret(recipe, operands)
     for index, (expected, spec) in enumerate(zip(reference(problem, inputs), problem.outputs, strict=True)):
         got = held[f"y{index}"]
-        assert tuple(got.shape) == spec.shape and got.dtype == spec.dtype, (got.shape, got.dtype, spec)
+        assert (tuple(got.shape), got.dtype) == (spec.shape, spec.dtype)
         error = (got.float() - expected).norm() / expected.norm().clamp_min(1e-12)
         assert error <= tolerance, f"{tactic.name} {config}: y{index}: relative error {error:.3g}"

@@ -59,7 +59,9 @@ def test_residual_early():
 def test_configs_are_best_first_and_more_with_effort():
     problem = conv_problem((1, 64, 56, 56), (64, 64, 3, 3), padding=1)
     counts = [len(ConvGemm().configs(problem, level)) for level in range(6)]
-    assert counts[0] == 1 and counts == sorted(counts) and counts[5] > 20
+    assert counts[0] == 1
+    assert counts == sorted(counts)
+    assert counts[5] > 20
     assert ConvGemm().configs(problem, 5)[: counts[2]] == ConvGemm().configs(problem, 2)
 
 

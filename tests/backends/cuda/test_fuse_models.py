@@ -47,7 +47,7 @@ def test_vit_b_16():
     after = fused(models.vit_b_16())
     assert (ops(after)["attention"], ops(after)["layer_norm"], ops(after)["linear"], ops(after)["gelu"]) == (12, 25, 49, 0)
     found = Counter((n.args[3] is not None, n.args[4]) for n in calls(after, "linear"))
-    assert found == {(False, "none"): 25, (False, "gelu"): 12, (True, "none"): 12}
+    assert found == {(False, "none"): 13, (False, "gelu"): 12, (True, "none"): 24}
 
 
 def test_swin_unetr():

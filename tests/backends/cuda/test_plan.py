@@ -143,7 +143,7 @@ def test_outputs_that_are_inputs_or_each_other_are_copies():
             return x, y, y.transpose(0, 1), y[1:]
 
     graph_module = specialize(lowered(Same(), [(3, 4)]), [(3, 4)])
-    plan, loaded, _ = build_plan(graph_module)
+    _, loaded, _ = build_plan(graph_module)
     x = torch.randn(3, 4)
     outputs = run(loaded, [x])
     for got, right in zip(outputs, Same()(x), strict=True):

@@ -25,7 +25,9 @@ def batch_sizes(segment: Segment) -> tuple[int, ...]:
     for index, ranges in enumerate(segment.dim_ranges):
         if set(ranges) != {0}:
             what = "is fixed" if not ranges else f"varies in dimensions {sorted(ranges)}"
-            raise BuildFailed(f"{segment.name}: input {index} {what}: the CUDA backend varies dimension 0 of every input, the batch, and nothing else")
+            raise BuildFailed(
+                f"{segment.name}: input {index} {what}: the CUDA backend varies dimension 0 (the batch) of every input, and nothing else"
+            )
         low, high = ranges[0]
     opt = segment.example_inputs[0].shape[0]
     if any(ranges[0] != (low, high) for ranges in segment.dim_ranges) or any(t.shape[0] != opt for t in segment.example_inputs):
@@ -40,7 +42,7 @@ def batch_sizes(segment: Segment) -> tuple[int, ...]:
 def check_rows_independent(segment: Segment) -> tuple[bool, ...]:
     """For each output, whether its dimension 0 is the batch.
 
-    Raises BuildFailed when a row of an output depends on another row of the inputs: found by running the graph with NaN in all rows but one, which
+    Raises BuildFailed when a row of an output depends on another row of the inputs: found by running the graph with NaN (or other numbers) in all rows but one, which
     then must come out as if the others were not there. Padding a batch would change such a result.
     """
     opt = segment.example_inputs[0].shape[0]
@@ -56,15 +58,29 @@ def check_rows_independent(segment: Segment) -> tuple[bool, ...]:
     plain = graph(*rows)
     for kept in (0, size - 1):
         spoiled = [_spoil(t, kept) for t in rows]
-        for index, (a, b) in enumerate(zip(plain, graph(*spoiled), strict=True)):
-            same = torch.equal(a[kept].isnan(), b[kept].isnan()) if dynamic[index] else not bool(b.isnan().any())
+        for index, (before, after) in enumerate(zip(plain, graph(*spoiled), strict=True)):
+            same = _is_close(before[kept], after[kept]) if dynamic[index] else _is_close(before, after)
             if not same:
                 raise BuildFailed(f"{segment.name}: output {index} mixes the rows of a batch: a batch cannot be padded; give a fixed batch size")
     return dynamic
 
 
 def _spoil(tensor: torch.Tensor, kept: int) -> torch.Tensor:
-    """NaN (or another number) in every row but one."""
-    spoiled = torch.full_like(tensor, float("nan")) if tensor.dtype.is_floating_point else torch.zeros_like(tensor)
+    """NaN, or another number, in every row but one."""
+    if tensor.dtype.is_floating_point:
+        spoiled = torch.full_like(tensor, float("nan"))
+    else:
+        spoiled = ~tensor if tensor.dtype == torch.bool else torch.where(tensor == 0, torch.ones_like(tensor), torch.zeros_like(tensor))
     spoiled[kept] = tensor[kept]
     return spoiled
+
+
+def _is_close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """The same numbers up to rounding, which may differ with what lies in other rows."""
+    if not a.dtype.is_floating_point:
+        return torch.equal(a, b)
+    a, b = a.double(), b.double()
+    if not torch.equal(a.isfinite(), b.isfinite()):
+        return False
+    a, b = a.nan_to_num(0, 0, 0), b.nan_to_num(0, 0, 0)
+    return bool((a - b).norm() <= 1e-2 * a.norm() + 1e-12)

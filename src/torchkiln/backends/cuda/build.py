@@ -35,7 +35,8 @@ def build(segment: Segment, candidate: Candidate, settings: CompileSettings) -> 
     major, minor = torch.cuda.get_device_capability(device)
     capability = major * 10 + minor
     index = device.index if device.index is not None else torch.cuda.current_device()
-    cache = TimingCache(settings.timing_cache_path)
+    # A file of its own: TensorRT, asked in the same build, keeps its timings under the name itself, in another format.
+    cache = TimingCache(f"{settings.timing_cache_path}.cuda" if settings.timing_cache_path else None)
     with WorkerPool(capability, index) as pool:
         plans = [_plan(segment, size, candidate, settings, device, capability, cache, pool, codes, constants, rejects) for size in sizes or (0,)]
     bundle = Bundle(plans, codes.held, describe_target(device), sizes, dynamic_outputs, rejects)
@@ -72,7 +73,8 @@ def _plan(
     level = settings.optimization_level if settings.optimization_level is not None else DEFAULT_LEVEL
     choices = tune(traced.operations, device, level, cache, pool)
     found = [(node.name, reason) for node, reason in graph_module.meta.get("rejects", [])]
-    found += [(operation.label, reason) for operation, choice in zip(traced.operations, choices, strict=True) for reason in choice.rejects if choice.option.tactic == TORCH]
+    by_torch = [(operation, choice) for operation, choice in zip(traced.operations, choices, strict=True) if choice.option.tactic == TORCH]
+    found += [(operation.label, reason) for operation, choice in by_torch for reason in choice.rejects]
     rejects += [reject for reject in found if reject not in rejects]
     if not traced.operations and not traced.outputs:
         raise BuildFailed(f"{segment.name}: nothing to compute")

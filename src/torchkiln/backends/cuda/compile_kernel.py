@@ -35,7 +35,6 @@ class Compiled:
         name: the entry point.
         shared_bytes: dynamic shared memory of a block.
         threads: threads of a block.
-        scratch_bytes: global scratch memory of a block; kernels that need any are refused by ``compile_kernel``.
     """
 
     code: bytes
@@ -65,9 +64,7 @@ def compile_kernel(kernel: Kernel, capability: int) -> Compiled:
         constexprs={(index[name],): value for name, value in constants.items()},
         attrs={(index[name],): [["tt.divisibility", 16]] for name in pointer_names},
     )
-    built = triton.compile(
-        source, target=GPUTarget("cuda", capability, 32), options={"num_warps": kernel.num_warps, "num_stages": kernel.num_stages}
-    )
+    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": kernel.num_warps, "num_stages": kernel.num_stages})
     metadata: Any = built.metadata
     if getattr(metadata, "global_scratch_size", 0) or getattr(metadata, "num_ctas", 1) != 1:
         raise ValueError(f"{kernel.function}: needs global scratch memory or a cluster, which launches do not provide")

@@ -18,7 +18,8 @@ def flops_of(problem: Problem) -> int:
     y = problem.outputs[0].shape
     if problem.op in ("conv", "conv_pooled"):
         x, weight = problem.inputs[0], problem.inputs[1]
-        assert x is not None and weight is not None
+        assert x is not None
+        assert weight is not None
         if problem.attributes.get("transposed"):
             return 2 * prod(x.shape) * prod(weight.shape[1:])
         return 2 * prod(y) * prod(weight.shape[1:])
@@ -27,8 +28,9 @@ def flops_of(problem: Problem) -> int:
         assert weight is not None
         return 2 * prod(y) * weight.shape[1]
     if problem.op == "attention":
-        q, k, v = problem.inputs[:3]
-        assert q is not None and k is not None and v is not None
+        q, k = problem.inputs[:2]
+        assert q is not None
+        assert k is not None
         return 2 * prod(q.shape) * k.shape[2] + 2 * prod(y) * k.shape[2]
     if problem.op in ("aten.matmul.default", "aten.bmm.default", "aten.mm.default"):
         x = problem.inputs[0]

@@ -106,7 +106,5 @@ def load_function(code: bytes, name: str, threads: int, shared_bytes: int, overl
         handle = ctypes.c_void_p()
         _check(driver.cuModuleGetFunction(ctypes.byref(handle), _modules[key], name.encode()), f"cuModuleGetFunction {name}")
         if shared_bytes > _DEFAULT_SHARED_BYTES:
-            _check(
-                driver.cuFuncSetAttribute(handle, _MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes), f"{name}: {shared_bytes} bytes of shared memory"
-            )
+            _check(driver.cuFuncSetAttribute(handle, _MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes), f"{name}: {shared_bytes} bytes of shared memory")
     return Function(handle, threads, shared_bytes, overlaps)

@@ -1,7 +1,7 @@
 """measure: candidates of one problem against its reference and against the clock, in the process that calls.
 
-A candidate runs many times inside one CUDA graph, each time on other tensors, together larger than the L2 cache, so that neither launch overhead nor a
-warm cache flatters it.
+A candidate runs many times inside one CUDA graph, each time on other tensors, together larger than the L2 cache, so that neither launch overhead nor
+a warm cache flatters it.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from .recipe import Ref, TensorSpec
 
 PLAN_VERSION = 1
 
-#: Where a tensor's memory is: a caller's input, a stored constant, the arena, an output that the caller will own, the zeroed counters, or memory that a
-#: torch operator allocated itself.
+#: Where a tensor's memory is: a caller's input, a stored constant, the arena, an output that the caller will own, the zeroed counters, or memory that
+#: a torch operator allocated itself.
 PLACES = ("input", "constant", "arena", "output", "counters", "torch")
 
 
@@ -81,7 +81,6 @@ class StepInfo:
         shape, dtype: of its first output.
         bytes: what it must read and write at least; flops: what it must compute. Of the whole op; the steps of an op share one info.
         median_us: as measured by the tuner; None when it was not.
-        launches: how many launches the op has, this being one.
     """
 
     label: str
@@ -165,10 +164,12 @@ def decode_bundle(payload: bytes) -> Bundle:
         codes, at = [], 0
         for entry in header["codes"]:
             size = entry.pop("size")
-            if at + size > len(blobs):
+            if size < 0 or at + size > len(blobs):
                 raise CorruptEngineFile("cuda plan: its machine code is cut short")
             codes.append(Code(blob=bytes(blobs[at : at + size]), **entry))
             at += size
+        if at != len(blobs):
+            raise CorruptEngineFile("cuda plan: more machine code than its header lists")
         return Bundle(
             plans=[_decode_plan(plan) for plan in header["plans"]],
             codes=codes,

@@ -45,8 +45,9 @@ def check_target(target: Mapping[str, Any], device: torch.device) -> None:
     here = describe_target(device)
     if here["compute_capability"] != target.get("compute_capability"):
         raise TargetMismatch(
-            f"cuda: built for compute capability {target.get('compute_capability')} ({target.get('gpu')}), this GPU has "
-            f"{here['compute_capability']} ({here['gpu']}). Build the engine again on this machine, or for it: torchkiln compile MODEL --backend cuda."
+            f"cuda: built for compute capability {target.get('compute_capability')} ({target.get('gpu')}), "
+            f"this GPU has {here['compute_capability']} ({here['gpu']}). "
+            "Build the engine again on this machine: torchkiln compile MODEL --backend cuda."
         )
 
 
@@ -164,7 +165,7 @@ class Memory:
     def run_all(self) -> list[torch.Tensor]:
         """Launch every step on the current stream, dropping what torch allocated after its last reader."""
         stream = torch.cuda.current_stream().cuda_stream
-        with _own_flags() as set_math:
+        with own_flags() as set_math:
             for number, step in enumerate(self._plan.steps):
                 if not isinstance(step.run, KernelStep):
                     set_math(self._plan.infos[step.info].math)
@@ -247,7 +248,7 @@ def tensors_of(step: Step) -> list[int]:
     return found + [int(ref.name) for ref in refs_in((run.args, run.kwargs))]
 
 
-class _own_flags:
+class own_flags:
     """Within the block torch's global switches are the plan's: no benchmarking (the same choice every time), TF32 as the step says."""
 
     def __enter__(self) -> Callable[[str], None]:

@@ -38,7 +38,7 @@ def specialize(graph_module: GraphModule, shapes: Sequence[Sequence[int]]) -> Gr
             args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda n: known[n])
             try:
                 with mode, torch.no_grad():
-                    known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+                    known[node] = node.target(*args, **kwargs)
             except RuntimeError as error:
                 raise BuildFailed(f"{node.name}: {node.target} does not run at input shapes {[tuple(s) for s in shapes]}: {error}") from error
         if isinstance(known[node], (bool, int, float)):

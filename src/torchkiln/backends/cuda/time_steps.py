@@ -21,8 +21,11 @@ def time_steps(loaded: LoadedPlan, inputs: Sequence[torch.Tensor], repeats: int)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     found = []
-    with torch.cuda.stream(stream):
+    from .runtime import own_flags
+
+    with torch.cuda.stream(stream), own_flags() as set_math:
         for step in loaded.plan.steps:
+            set_math(loaded.plan.infos[step.info].math)
             launch = loaded.launcher(step, memory)
             launch(stream.cuda_stream)  # what torch allocates is there from here on, for the steps after
             stream.synchronize()

@@ -29,6 +29,14 @@ kiln = torch.ops.torchkiln
 ALIGNMENT_BYTES = 16
 
 _ALIASES = (aten.clone.default, aten.contiguous.default, aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default)
+_CONTIGUOUS = (
+    "aten.pad.default",
+    "aten.constant_pad_nd.default",
+    "aten.roll.default",
+    "aten.mean.dim",
+    "aten.sum.dim_IntList",
+    "aten.amax.default",
+)
 _CHANNELS_LAST = ("conv", "conv_pooled", "max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_")
 
 
@@ -132,7 +140,7 @@ class _Tracer:
                     done.add(id(region))
                     self._region(region)
             elif node.target is operator.getitem:
-                self.values[node] = self.values[node.args[0]][node.args[1]]  # type: ignore[index]
+                self.values[node] = self.values[node.args[0]][node.args[1]]
             elif is_view(node):
                 self.values[node] = self._view(node)
             elif node.target is aten.cat.default:
@@ -212,8 +220,7 @@ class _Tracer:
         if node in self.placed:
             cat, start = self.placed[node]
             whole = self._joined(cat)
-            dim = cat.args[1] if len(cat.args) > 1 else cat.kwargs.get("dim", 0)
-            dim = dim % len(whole.spec.shape)  # type: ignore[operator]
+            dim = _cat_dim(cat)
             return Value(whole.storage, TensorSpec(spec.shape, whole.spec.strides, spec.dtype), start * whole.spec.strides[dim])
         return Value(Storage("temporary", spec.dtype, spec.span), spec)
 
@@ -231,8 +238,8 @@ class _Tracer:
         dim = _cat_dim(node)
         start = 0
         for index, source in enumerate(node.args[0]):  # type: ignore[arg-type]
-            value: Value = self.values[source]  # type: ignore[index]
-            if value.spec.numel and self.placed.get(source) != (node, start):  # type: ignore[call-overload]
+            value: Value = self.values[source]
+            if value.spec.numel and self.placed.get(source) != (node, start):
                 part = Value(whole.storage, TensorSpec(value.spec.shape, whole.spec.strides, whole.spec.dtype), start * whole.spec.strides[dim])
                 self._copy_into(value, part, f"{node.name}[{index}]")
             start += value.spec.shape[dim]
@@ -274,7 +281,8 @@ class _Tracer:
                 return Ref(f"x{len(sources) - 1}")
             return value
 
-        args, kwargs = [], {}
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
         own = target.namespace == "torchkiln"
         bound = list(node.args) + [node.kwargs.get(a.name, a.default_value) for a in target._schema.arguments[len(node.args) :]]
         for argument, value in zip(target._schema.arguments, bound, strict=True):
@@ -322,7 +330,7 @@ class _Tracer:
         name = str(node.target)
         if name.startswith("torchkiln.") or _is_channels_last(node):
             return [TensorSpec(tuple(f.shape), _default_strides(node, f.shape, inputs), f.dtype) for f in fakes]
-        if name in ("aten.pad.default", "aten.constant_pad_nd.default", "aten.roll.default", "aten.mean.dim", "aten.sum.dim_IntList", "aten.amax.default"):
+        if name in _CONTIGUOUS:
             return [TensorSpec.contiguous(f.shape, f.dtype) for f in fakes]
         return self._torch_specs(node, inputs, args, kwargs)
 
@@ -373,14 +381,14 @@ def _place_in_concatenations(graph: Graph, regions: dict[Node, Region]) -> dict[
         dim, start = _cat_dim(node), 0
         strides = _default_strides(node, node.meta["val"].shape)
         itemsize = node.meta["val"].dtype.itemsize
-        for source in node.args[0]:  # type: ignore[union-attr]
-            value = source.meta["val"]  # type: ignore[union-attr]
-            own = source.op == "call_function" and not is_view(source) and source.target not in (aten.cat.default, operator.getitem)  # type: ignore[union-attr]
+        for source in node.args[0]:
+            value = source.meta["val"]
+            own = source.op == "call_function" and not is_view(source) and source.target not in (aten.cat.default, operator.getitem)
             aligned = start * strides[dim] * itemsize % ALIGNMENT_BYTES == 0
             rows_aligned = all(s * itemsize % ALIGNMENT_BYTES == 0 for s in strides if s > 1)
             writes_anywhere = source in regions or str(getattr(source, "target", "")).startswith("torchkiln.")
             if own and writes_anywhere and aligned and rows_aligned and value.dtype == node.meta["val"].dtype and source not in placed:
-                placed[source] = (node, start)  # type: ignore[index]
+                placed[source] = (node, start)
             start += value.shape[dim]
     return placed
 
@@ -415,7 +423,7 @@ def _default_strides(node: Node, shape: Sequence[int], inputs: Sequence[Value | 
 
 
 def _strides_for_permutation(node: Node, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Attention's result [B, H, S, D] in the order that the next permutation asks for, so that the heads join without a copy; else as [B, S, H, D]."""
+    """Attention's result [B, H, S, D] in the order the next permutation asks for, so that the heads join without a copy; else as [B, S, H, D]."""
     order: list[int] = [0, 2, 1, 3]
     users = list(node.users)
     while len(users) == 1 and users[0].target in _ALIASES:
@@ -485,8 +493,12 @@ def _region_reference(region: Region) -> Recipe:
     for index, node in enumerate(region.nodes):
         names.setdefault(node, f"t{index}")
     calls = []
+
+    def operand(node: Node) -> Any:
+        return Ref(names[node])
+
     for node in region.nodes:
-        args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda n: Ref(names[n]))
+        args, kwargs = map_arg((node.args, dict(node.kwargs)), operand)
         kwargs = {k: v for k, v in kwargs.items() if k not in ("device", "layout", "pin_memory")}
         calls.append(TorchCall(str(node.target), tuple(args), tuple(kwargs.items()), (names[node],)))
     return Recipe(tuple(calls))

@@ -26,7 +26,7 @@ class Choice:
     """What runs an operation.
 
     Attributes:
-        median_us: as measured inside a CUDA graph; None when it was not measured (nothing to choose from, or level 0).
+        median_us: as measured inside a CUDA graph; None when torch runs it and it could not be measured.
         rejects: why other tactics cannot run it, and what was measured wrong.
     """
 

@@ -10,6 +10,7 @@ import os
 import pickle
 import struct
 import sys
+from io import RawIOBase
 from typing import Any, BinaryIO
 
 
@@ -19,16 +20,21 @@ def write_message(stream: BinaryIO, message: Any) -> None:
     stream.flush()
 
 
-def read_message(stream: BinaryIO) -> Any:
+def read_message(stream: BinaryIO | RawIOBase) -> Any:
     """The next message. Raises EOFError when there is none."""
-    header = stream.read(8)
-    if len(header) < 8:
-        raise EOFError
-    (size,) = struct.unpack("<Q", header)
-    data = stream.read(size)
-    if len(data) < size:
-        raise EOFError
-    return pickle.loads(data)
+    (size,) = struct.unpack("<Q", _read(stream, 8))
+    return pickle.loads(_read(stream, size))
+
+
+def _read(stream: BinaryIO | RawIOBase, size: int) -> bytes:
+    """Exactly so many bytes: an unbuffered stream gives what there is."""
+    data = bytearray()
+    while len(data) < size:
+        part = stream.read(size - len(data))
+        if not part:
+            raise EOFError
+        data += part
+    return bytes(data)
 
 
 def main() -> None:

@@ -9,7 +9,8 @@ import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from io import BufferedReader
+from typing import Any, cast
 
 from ...errors import BuildFailed
 from ...log import REJECTS, log
@@ -43,6 +44,10 @@ class Worker:
             start_new_session=True,
         )
 
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
     def ask(self, request: tuple[Any, ...]) -> None:
         assert self._process.stdin is not None
         try:
@@ -52,14 +57,15 @@ class Worker:
 
     def answer(self, limit_s: float) -> Any:
         """The next answer. Raises WorkerDied when there is none within ``limit_s``."""
-        assert self._process.stdout is not None
+        # Past the buffer, which could hold a whole answer that the selector then waits for in vain.
+        answers: Any = cast(BufferedReader, self._process.stdout).raw
         with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
+            selector.register(answers, selectors.EVENT_READ)
             if not selector.select(limit_s):
                 self.stop()
                 raise WorkerDied(f"no answer within {limit_s:.0f} s")
         try:
-            return read_message(self._process.stdout)  # type: ignore[arg-type]
+            return read_message(answers)
         except EOFError:
             raise WorkerDied(f"the process ended with {self._process.wait()}") from None
 
@@ -123,6 +129,9 @@ class WorkerPool:
         failures = 0
         while len(outcomes) < len(job.recipes):
             rest = Job(job.inputs, job.outputs, job.math, job.reference, job.recipes[len(outcomes) :], job.compiled)
+            if self._measurer is not None and not self._measurer.is_alive:
+                self._measurer.stop()  # it died between two jobs: no candidate's fault
+                self._measurer = None
             fresh = self._measurer is None
             try:
                 if self._measurer is None:

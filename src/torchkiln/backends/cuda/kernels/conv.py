@@ -77,8 +77,8 @@ def conv_gemm(
     Rows of the GEMM are output positions, columns output channels, K runs over taps and input channels.
 
     x: [N, GROUPS * CI, D, H, W] with strides XN ... XW; y and residual: [N, GROUPS * CO, OD, OH, OW]; M = N * OD * OH * OW.
-    w: [GROUPS * CO, WK] with K contiguous and zeros from the last tap's channels to WK: K is (tap, channel), channels padded to a multiple of BK unless
-        FLAT; with FLAT it is (tap, channel) without padding in between, for few input channels.
+    w: [GROUPS * CO, WK] with K contiguous and zeros from the last tap's channels to WK: K is (tap, channel), channels padded to a multiple of BK
+        unless FLAT; with FLAT it is (tap, channel) without padding in between, for few input channels.
     scale: [N, CI], for GROUPS == 1.
     partial: with SPLIT > 1, float32 [tiles, SPLIT, BM, BN]; the last program of a tile to arrive adds them up, in order.
     counter: int32 [tiles], zero before and after.

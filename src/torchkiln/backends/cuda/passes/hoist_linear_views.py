@@ -1,7 +1,7 @@
 """hoist_linear_views: views and permutations between a linear layer and the addition after it go elsewhere, so that the two can be fused.
 
-``add(permute(linear(x)), r)`` is ``permute(add(linear(x), permute_back(r)))``, and a view that changes leading dimensions only can be taken of x as well
-as of the product. torchvision's attention blocks are of that form: they compute with the sequence first.
+``add(permute(linear(x)), r)`` is ``permute(add(linear(x), permute_back(r)))``, and a view that changes leading dimensions only can be taken of x as
+well as of the product. torchvision's attention blocks are of that form: they compute with the sequence first.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ class ConvGemm:
 
     def reject(self, problem: Problem) -> str:
         x, weight, *_ = problem.inputs
-        assert x is not None and weight is not None
+        assert x is not None
+        assert weight is not None
         if not problem.constants[1]:
             return "the weight is computed: it cannot be laid out at build time"
         if problem.op == "conv":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,7 +52,8 @@ class Geometry:
 def conv_geometry(problem: Problem) -> Geometry:
     """Of a "conv" or "conv_pooled" problem (not a transposed one)."""
     x, weight, y = problem.inputs[0], problem.inputs[1], problem.outputs[0]
-    assert x is not None and weight is not None
+    assert x is not None
+    assert weight is not None
     residual = problem.inputs[3] if problem.op == "conv" else None
     groups = problem.attributes["groups"]
     return Geometry(
@@ -114,7 +116,7 @@ def leading_dims(specs: Sequence[TensorSpec]) -> tuple[list[int], list[list[int]
 def uniform_rows(spec: TensorSpec) -> bool:
     """Whether all but the last dimension can be walked with one stride."""
     sizes = [(size, stride) for size, stride in zip(spec.shape[:-1], spec.strides[:-1], strict=True) if size != 1]
-    return all(outer == inner * size for (_, outer), (size, inner) in zip(sizes, sizes[1:], strict=False))
+    return all(outer == inner * size for (_, outer), (size, inner) in itertools.pairwise(sizes))
 
 
 def row_stride(spec: TensorSpec) -> int:

@@ -71,8 +71,8 @@ class ConvRows:
 
 
 def pack_rows(weight: torch.Tensor, channels: int, taps: int, block: int) -> torch.Tensor:
-    """[CO, CI, *kernel] -> [CO, K], K being (row of taps, tap, channel) with zeros up to ``taps`` taps of ``channels`` channels, and each row padded to
-    a multiple of ``block``."""
+    """[CO, CI, *kernel] -> [CO, K], K being (row of taps, tap, channel) with zeros up to ``taps`` taps of ``channels`` channels, and each row padded
+    to a multiple of ``block``."""
     last = F.pad(weight.movedim(1, -1), (0, channels - weight.shape[1], 0, taps - weight.shape[-1]))  # [CO, ..., taps, channels]
     by_row = last.reshape(weight.shape[0], -1, taps * channels)
     return F.pad(by_row, (0, -by_row.shape[2] % block)).reshape(weight.shape[0], -1).contiguous()
