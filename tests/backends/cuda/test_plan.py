@@ -149,3 +149,37 @@ def test_outputs_that_are_inputs_or_each_other_are_copies():
     for got, right in zip(outputs, Same()(x), strict=True):
         torch.testing.assert_close(got, right)
     assert len({t.untyped_storage().data_ptr() for t in (*outputs, x)}) == 5
+
+
+class Aliases(nn.Module):
+    """Slices that are not aligned, pieces of a split, a scalar of what torch made, tensors made of nothing, empty ones."""
+
+    def forward(self, x):
+        a, b = torch.tanh(x).split([2, 5], 1)
+        last = torch.cumsum(x, 0)[2, 1]
+        filled = torch.full_like(x, 2.0) + torch.zeros_like(x)
+        joined = torch.cat([x[:0] * 2, x[:, :] + 1], 0)
+        return torch.relu(x[:, 1:]) * 2, torch.stack([x, x * 2], -1), last * b, filled.cumsum(1) + x, joined, a
+
+
+class Overlapping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(2)
+
+    def forward(self, x):
+        t = x * 2
+        return self.norm(t[:, 0].expand(2, 2) + x[:, :2])
+
+
+@pytest.mark.parametrize("tactics", [True, False])
+@pytest.mark.parametrize(("make", "shape"), [(Aliases, (3, 7)), (Overlapping, (2, 3))])
+def test_memory_is_read_where_it_is(make, shape, tactics):
+    before = lowered(make(), [shape], None)
+    graph_module = specialize(copy.deepcopy(before), [shape])
+    fuse(graph_module)
+    _, loaded, _ = build_plan(graph_module, tactics=tactics)
+    x = torch.randn(shape)
+    with torch.no_grad():
+        for got, right in zip(run(loaded, [x]), before(x), strict=True):
+            torch.testing.assert_close(got, right)

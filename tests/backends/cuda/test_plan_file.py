@@ -24,7 +24,7 @@ from torchkiln.backends.cuda.plan import (
     encode_bundle,
 )
 from torchkiln.backends.cuda.recipe import Ref, TensorSpec, channels_last_strides
-from torchkiln.errors import CorruptEngineFile
+from torchkiln.errors import BuildFailed, CorruptEngineFile
 
 HALF = TensorSpec((2, 3, 4, 5), channels_last_strides((2, 3, 4, 5)), torch.float16)
 FLAT = TensorSpec.contiguous((120,), torch.float32)
@@ -155,5 +155,5 @@ def test_arguments(value):
 
 
 def test_an_argument_that_cannot_be_kept():
-    with pytest.raises(TypeError, match="type device cannot be kept"):
+    with pytest.raises(BuildFailed, match="type device cannot be kept"):
         encode_argument(torch.device("cpu"))

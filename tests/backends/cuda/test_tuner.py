@@ -161,4 +161,5 @@ def test_no_tactic_leaves_it_to_torch(tune):
 
 def test_nothing_to_launch_is_not_measured(tune):
     (choice,), pool = tune([Made("one", {})], [operation(rows=0)])
-    assert (choice.option.tactic, choice.median_us, choice.codes, pool.jobs) == ("one", 0.0, {}, [])
+    assert (choice.option.tactic, choice.median_us, choice.codes, pool.jobs) == ("torch", 0.0, {}, [])
+    assert not choice.option.recipe.launches

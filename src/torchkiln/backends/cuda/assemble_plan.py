@@ -15,6 +15,7 @@ from .measure import overlaps
 from .memory_plan import Buffer, plan_memory
 from .plan import Code, KernelStep, Plan, Step, StepInfo, Tensor, TorchStep
 from .recipe import Kernel, Launch, Recipe, Ref, TensorSpec, TorchCall, refs_in
+from .tactics.registry import TORCH
 from .trace import Operation, Storage, Trace, Value
 from .tuner import Choice
 
@@ -121,7 +122,7 @@ class _Assembler:
             return Tensor("torch", self.by_torch[storage], slot.offset, slot.spec)
         if storage in self.output_of:
             return Tensor("output", self.output_of[storage], slot.offset, slot.spec)
-        return Tensor("arena", 0, at[storage] + slot.offset * size, slot.spec)
+        return Tensor("arena", 0, at.get(storage, 0) + slot.offset * size, slot.spec)
 
     def _name(self, name: str) -> int:
         if name not in self.names:
@@ -147,7 +148,7 @@ class _Assembler:
         offsets = problem.attributes.get("offsets", {}) if operation.region is not None else {}
         values: dict[str, Value] = {f"x{i}": v for i, v in enumerate(operation.inputs) if v is not None}
         values |= {f"y{i}": v for i, v in enumerate(operation.outputs)}
-        operands = {name: self._slot(value, whole=name in offsets) for name, value in values.items()}
+        operands = {name: self._slot(value, whole=name in offsets and choice.option.tactic != TORCH) for name, value in values.items()}
         for name, spec in recipe.scratch.items():
             value = Value(Storage("temporary", spec.dtype, spec.span), spec)
             values[f"scratch.{name}"], operands[f"scratch.{name}"] = value, self._slot(value)
@@ -201,7 +202,7 @@ class _Assembler:
         if not name:
             return -1
         if name not in values:  # a value between two calls of a reference
-            operands[name] = self._fixed("torch", self._new_result(), 0, TensorSpec((), (), torch.float32))
+            operands[name] = self._fixed("value", self._new_result(), 0, TensorSpec((), (), torch.float32))
             return operands[name]
         value = values[name]
         self.uses.setdefault(value.storage, []).append(number)

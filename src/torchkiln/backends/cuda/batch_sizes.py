@@ -42,8 +42,8 @@ def batch_sizes(segment: Segment) -> tuple[int, ...]:
 def check_rows_independent(segment: Segment) -> tuple[bool, ...]:
     """For each output, whether its dimension 0 is the batch.
 
-    Raises BuildFailed when a row of an output depends on another row of the inputs: found by running the graph with NaN (or other numbers) in all rows but one, which
-    then must come out as if the others were not there. Padding a batch would change such a result.
+    Raises BuildFailed when a row of an output depends on another row of the inputs: found by running the graph with NaN (or other numbers) in all
+    rows but one, which then must come out as if the others were not there. Padding a batch would change such a result.
     """
     opt = segment.example_inputs[0].shape[0]
     size = max(2, opt if opt <= 4 else 2)

@@ -17,7 +17,7 @@ from .assemble_plan import Codes, Constants, assemble_plan
 from .batch_sizes import batch_sizes, check_rows_independent
 from .passes.pipeline import fuse
 from .plan import Bundle, Plan, encode_bundle
-from .runtime import describe_target
+from .runtime import MATH_SWITCHES, describe_target
 from .specialize import specialize
 from .tactics.registry import TORCH
 from .timing_cache import TimingCache
@@ -87,5 +87,5 @@ def _math(op: str, settings: CompileSettings) -> str:
     """How float32 products are computed: as torch's own switches say, unless TF32 was turned off for this build."""
     if settings.disable_tf32:
         return "ieee"
-    allowed = torch.backends.cudnn.allow_tf32 if op.startswith("conv") else torch.backends.cuda.matmul.allow_tf32
-    return "tf32" if allowed else "ieee"
+    switch = MATH_SWITCHES[0 if "conv" in op else 1]
+    return "tf32" if switch.fp32_precision == "tf32" else "ieee"

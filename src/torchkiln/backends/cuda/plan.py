@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ...dtypes import dtype_name, parse_dtype
-from ...errors import CorruptEngineFile
+from ...errors import BuildFailed, CorruptEngineFile
 from .recipe import Ref, TensorSpec
 
 PLAN_VERSION = 1
 
 #: Where a tensor's memory is: a caller's input, a stored constant, the arena, an output that the caller will own, the zeroed counters, or memory that
-#: a torch operator allocated itself.
-PLACES = ("input", "constant", "arena", "output", "counters", "torch")
+#: a torch operator allocated itself; a "value" is such a result between two calls of torch, in whatever layout it came.
+PLACES = ("input", "constant", "arena", "output", "counters", "torch", "value")
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,7 @@ def encode_argument(value: Any) -> Any:
         return {"float": str(value)}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise TypeError(f"an argument of type {type(value).__name__} cannot be kept in a plan: {value!r:.100}")
+    raise BuildFailed(f"an argument of type {type(value).__name__} cannot be kept in a plan: {value!r:.100}")
 
 
 def decode_argument(value: Any) -> Any:

@@ -19,6 +19,18 @@ def find_op(name: str) -> Callable[..., Any]:
     return getattr(getattr(getattr(torch.ops, namespace), packet), overload)
 
 
+def call_op(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device) -> Any:
+    """Call an operator; one that makes a tensor of nothing makes it on ``device``."""
+    op = find_op(name)
+    if name.startswith(_MAKERS):
+        return op(*args, **kwargs, device=device)
+    return op(*args, **kwargs)
+
+
+#: Operators that take no tensor.
+_MAKERS = ("aten.full.", "aten.zeros.", "aten.ones.", "aten.empty.", "aten.arange.", "aten.scalar_tensor.", "aten.linspace.", "aten.eye.")
+
+
 def resolve(value: Any, tensor_of: Callable[[str], torch.Tensor]) -> Any:
     """An argument of a torch call, with the tensors that its Refs name."""
     if isinstance(value, Ref):
@@ -33,13 +45,14 @@ def resolve(value: Any, tensor_of: Callable[[str], torch.Tensor]) -> Any:
 
 def run_recipe(recipe: Recipe, functions: Mapping[Kernel, Function], operands: dict[str, torch.Tensor], stream: int) -> None:
     """Run a recipe; what torch returns is copied into "y" operands, and kept under its name otherwise."""
+    device = next((t.device for t in operands.values()), torch.device("cuda"))
     for call in recipe.launches:
         if isinstance(call, Launch):
             functions[call.kernel].launch(call.grid, [operands[name].data_ptr() for name in call.operands], stream)
             continue
         args = resolve(call.args, operands.__getitem__)
         kwargs = {name: resolve(value, operands.__getitem__) for name, value in call.kwargs}
-        results = find_op(call.op)(*args, **kwargs)
+        results = call_op(call.op, args, kwargs, device)
         if call.out:
             continue
         for name, result in zip(call.results, as_sequence(results), strict=False):

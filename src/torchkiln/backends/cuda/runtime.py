@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from ...errors import CorruptEngineFile, TargetMismatch
 from .driver import Function, load_function
 from .plan import Bundle, KernelStep, Plan, Step, Tensor, decode_bundle
 from .recipe import TensorSpec, refs_in
-from .run_recipe import as_sequence, find_op, resolve
+from .run_recipe import as_sequence, call_op, resolve
 
 _ALIGNMENT_BYTES = 16
 #: Sets of counters for captured graphs; one more capture than this has its counters zeroed in the graph.
@@ -109,6 +111,7 @@ class LoadedPlan:
         except KeyError as error:
             raise CorruptEngineFile(f"cuda plan: a constant is missing: {error}") from error
         self._last_use = _last_uses(plan)
+        self.calls_torch = any(not isinstance(step.run, KernelStep) for step in plan.steps)
         count = SPARE_COUNTERS if device.type == "cuda" and plan.counters else 0
         self._held_counters: list[torch.Tensor] = []
         self._spare_counters = [torch.zeros(plan.counters * 4, dtype=torch.uint8, device=device) for _ in range(count)]
@@ -135,12 +138,12 @@ class LoadedPlan:
             function, grid = self._functions[run.code], run.grid
             pointers = [memory.address(index) for index in run.operands]
             return lambda stream: function.launch(grid, pointers, stream)
-        op = find_op(run.op)
+        device = self._device
 
         def call(stream: int) -> None:
             args = resolve(run.args, lambda name: memory.tensor(int(name)))
             kwargs = {name: resolve(value, lambda n: memory.tensor(int(n))) for name, value in run.kwargs}
-            results = op(*args, **kwargs)
+            results = call_op(run.op, args, kwargs, device)
             if not run.out:
                 for index, result in zip(run.results, as_sequence(results), strict=False):
                     if index >= 0:
@@ -165,9 +168,10 @@ class Memory:
     def run_all(self) -> list[torch.Tensor]:
         """Launch every step on the current stream, dropping what torch allocated after its last reader."""
         stream = torch.cuda.current_stream().cuda_stream
-        with own_flags() as set_math:
+        with own_flags() if self._loaded.calls_torch else nullcontext() as set_math:
             for number, step in enumerate(self._plan.steps):
                 if not isinstance(step.run, KernelStep):
+                    assert set_math is not None, "torch is called"
                     set_math(self._plan.infos[step.info].math)
                 self._loaded.launcher(step, self)(stream)
                 for index in self._loaded._last_use[number]:
@@ -192,18 +196,21 @@ class Memory:
             size = tensor.spec.span * tensor.spec.dtype.itemsize
             return flat[tensor.offset : tensor.offset + size].view(tensor.spec.dtype).as_strided(tensor.spec.shape, tensor.spec.strides)
         whole = self._whole(tensor)
-        if tensor.place == "torch" and not tensor.spec.strides and not tensor.spec.shape:
-            return whole  # a value inside a reference, in whatever layout torch gave it
+        if tensor.place == "value":
+            return whole
         return whole.as_strided(tensor.spec.shape, tensor.spec.strides, whole.storage_offset() + tensor.offset)
 
     def put(self, index: int, result: torch.Tensor) -> None:
         """Take what torch allocated as a tensor of the plan, or copy it there."""
         tensor = self._plan.tensors[index]
+        if tensor.place == "value":
+            self._by_torch[tensor.index] = result
+            return
         if tensor.place != "torch":
             self.tensor(index).copy_(result)
             return
         spec = tensor.spec
-        if spec.shape and result.stride() != spec.strides:
+        if result.stride() != spec.strides:
             result = torch.empty_strided(spec.shape, spec.strides, dtype=spec.dtype, device=result.device).copy_(result)
         self._by_torch[tensor.index] = result
 
@@ -231,7 +238,7 @@ def _last_uses(plan: Plan) -> list[list[int]]:
     last: dict[int, int] = {}
     for number, step in enumerate(plan.steps):
         for index in tensors_of(step):
-            if plan.tensors[index].place == "torch":
+            if plan.tensors[index].place in ("torch", "value"):
                 last[plan.tensors[index].index] = number
     found: list[list[int]] = [[] for _ in plan.steps]
     for index, number in last.items():
@@ -248,16 +255,33 @@ def tensors_of(step: Step) -> list[int]:
     return found + [int(ref.name) for ref in refs_in((run.args, run.kwargs))]
 
 
+#: The switches of float32 products, by what they are for: "tf32", "ieee", or what torch has as its default.
+MATH_SWITCHES: tuple[Any, ...] = (getattr(torch.backends.cudnn, "conv"), torch.backends.cuda.matmul)  # noqa: B009  (the module's type lacks it)
+
+
 class own_flags:
-    """Within the block torch's global switches are the plan's: no benchmarking (the same choice every time), TF32 as the step says."""
+    """Within the block torch's global switches are the plan's: no benchmarking (the same choice every time), TF32 as the step says.
+
+    The switches are the process's: blocks of several threads take turns.
+    """
+
+    _lock = threading.Lock()
 
     def __enter__(self) -> Callable[[str], None]:
-        self._before = (torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+        self._lock.acquire()
+        self._benchmark = torch.backends.cudnn.benchmark
+        self._math = [switch.fp32_precision for switch in MATH_SWITCHES]
         torch.backends.cudnn.benchmark = False
         return self._set
 
     def _set(self, math: str) -> None:
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = math == "tf32"
+        for switch in MATH_SWITCHES:
+            switch.fp32_precision = math
 
     def __exit__(self, *_: object) -> None:
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = self._before
+        try:
+            torch.backends.cudnn.benchmark = self._benchmark
+            for switch, math in zip(MATH_SWITCHES, self._math, strict=True):
+                switch.fp32_precision = math
+        finally:
+            self._lock.release()

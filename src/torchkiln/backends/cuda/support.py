@@ -13,12 +13,17 @@ from ..plain_reject import plain_reject
 #: Operators of torch that wait for the GPU or copy to the CPU, which a CUDA graph cannot hold.
 _WAITS = ("aten._local_scalar_dense", "aten.item", "aten.nonzero", "aten.unique", "aten.masked_select", "aten.equal", "aten.is_nonzero")
 
+#: Views by strides or by bytes.
+_BY_MEMORY = ("aten.as_strided", "aten.view.dtype")
+
 
 def supports(node: Node) -> Reject | None:
     """None when it is taken: any plain operator of ATen whose shapes do not depend on the data."""
     name = op_name(node.target)
     if name.startswith(_WAITS):
         return Reject(name, "waits for the GPU, which a CUDA graph cannot hold")
+    if name.startswith(_BY_MEMORY):
+        return Reject(name, "means memory as PyTorch lays it out, which is not how the engine does")
     if isinstance(node.target, OpOverload) and any(a.alias_info is not None and a.alias_info.is_write for a in node.target._schema.arguments):
         return Reject(name, "writes into its argument")
     return plain_reject(node, "the CUDA backend", _dtype_reason, ("aten", "torchkiln"))

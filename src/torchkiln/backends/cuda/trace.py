@@ -18,7 +18,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from ...dtypes import dtype_name
-from .pointwise.expressions import pointwise_reject
+from .pointwise.expressions import filled_value, pointwise_reject
 from .pointwise.regions import Region, describe, find_regions, make_region, region_key, reorder
 from .recipe import Problem, Recipe, Ref, TensorSpec, TorchCall, channels_last_strides
 
@@ -37,6 +37,8 @@ _CONTIGUOUS = (
     "aten.sum.dim_IntList",
     "aten.amax.default",
 )
+#: Arguments that say where and how a tensor lies, which the plan decides.
+_PLACEMENT = ("device", "layout", "pin_memory", "memory_format")
 _CHANNELS_LAST = ("conv", "conv_pooled", "max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_")
 
 
@@ -292,6 +294,8 @@ class _Tracer:
                 taken = None
             else:
                 taken = map_arg(value, take) if isinstance(value, (list, tuple, Node)) else value
+            if argument.name in _PLACEMENT:
+                continue
             if not is_tensor:
                 attributes[argument.name] = _json(taken)
             (kwargs.__setitem__(argument.name, taken) if argument.kwarg_only else args.append(taken))
@@ -465,7 +469,13 @@ def _as_rows(inputs: list[Value | None], outputs: list[Value]) -> tuple[list[Val
 
 
 def _is_dense(spec: TensorSpec) -> bool:
-    return spec.span == spec.numel
+    """Whether the elements fill their memory without a gap, each at a place of its own."""
+    expected = 1
+    for stride, size in sorted((stride, size) for size, stride in zip(spec.shape, spec.strides, strict=True) if size != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
 
 
 def _like(inputs: Sequence[Value], shape: tuple[int, ...], values: dict[Node, Any]) -> tuple[int, ...]:
@@ -492,14 +502,26 @@ def _region_reference(region: Region) -> Recipe:
         names[node] = f"y{index}"
     for index, node in enumerate(region.nodes):
         names.setdefault(node, f"t{index}")
-    calls = []
+    calls: list[TorchCall] = []
+
+    def fill(node: Node, number: Any) -> None:
+        # What it is like, if it is like something, is no input of the region: only the shape matters.
+        value = node.meta["val"]
+        calls.append(TorchCall("aten.full.default", (list(value.shape), number), (("dtype", value.dtype),), (names[node],)))
 
     def operand(node: Node) -> Any:
+        if node not in names:  # a tensor of one number, which kernels have as that number
+            names[node] = f"t{len(names)}_filled"
+            fill(node, filled_value(node))
         return Ref(names[node])
 
     for node in region.nodes:
+        number = filled_value(node)
+        if number is not None:
+            fill(node, number)
+            continue
         args, kwargs = map_arg((node.args, dict(node.kwargs)), operand)
-        kwargs = {k: v for k, v in kwargs.items() if k not in ("device", "layout", "pin_memory")}
+        kwargs = {k: v for k, v in kwargs.items() if k not in _PLACEMENT}
         calls.append(TorchCall(str(node.target), tuple(args), tuple(kwargs.items()), (names[node],)))
     return Recipe(tuple(calls))
 

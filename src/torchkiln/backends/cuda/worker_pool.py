@@ -52,7 +52,7 @@ class Worker:
         assert self._process.stdin is not None
         try:
             write_message(self._process.stdin, request)  # type: ignore[arg-type]
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a closed pipe is a ValueError
             raise WorkerDied(str(error)) from error
 
     def answer(self, limit_s: float) -> Any:
@@ -90,11 +90,14 @@ class WorkerPool:
         self._lock = threading.Lock()
         self._futures: dict[Kernel, Future[Compiled | str]] = {}
         self._measurer: Worker | None = None
+        self._is_closing = False
 
     def __enter__(self) -> WorkerPool:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._is_closing = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         for worker in [*self._workers, *([self._measurer] if self._measurer else [])]:
             worker.stop()
@@ -108,9 +111,9 @@ class WorkerPool:
 
     def _compile(self, kernel: Kernel) -> Compiled | str:
         worker = getattr(self._local, "worker", None)
-        if worker is None:
-            worker = self._local.worker = self._start()
         try:
+            if worker is None:
+                worker = self._local.worker = self._start()
             worker.ask(("compile", kernel, self._capability))
             return worker.answer(START_LIMIT_S)
         except WorkerDied as died:
@@ -118,8 +121,10 @@ class WorkerPool:
             return f"does not compile: {died}"
 
     def _start(self) -> Worker:
-        worker = Worker()
-        with self._lock:
+        with self._lock:  # so that none is started after those that are known were stopped
+            if self._is_closing:
+                raise WorkerDied("the build is over")
+            worker = Worker()
             self._workers.append(worker)
         return worker
 

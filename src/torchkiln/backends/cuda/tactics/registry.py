@@ -59,6 +59,8 @@ def options_of(operation: Operation, level: int) -> tuple[list[Option], list[str
     torch's own operator is an option where no tactic runs it.
     """
     problem = operation.problem
+    if all(spec.numel == 0 for spec in problem.outputs):
+        return [Option(TORCH, {}, Recipe(()))], []  # nothing to write
     if operation.region is not None:
         return [Option(POINTWISE, config, region_recipe(operation, config)) for config in _region_configs(operation, level)], []
     found: list[Option] = []
