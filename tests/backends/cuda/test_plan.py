@@ -158,7 +158,7 @@ class Aliases(nn.Module):
         a, b = torch.tanh(x).split([2, 5], 1)
         last = torch.cumsum(x, 0)[2, 1]
         filled = torch.full_like(x, 2.0) + torch.zeros_like(x)
-        joined = torch.cat([x[:0] * 2, x[:, :] + 1], 0)
+        joined = torch.cat([torch.cat([x[:0] * 2, x[:, :] + 1], 0), torch.zeros(0) * 2], 1)
         return torch.relu(x[:, 1:]) * 2, torch.stack([x, x * 2], -1), last * b, filled.cumsum(1) + x, joined, a
 
 

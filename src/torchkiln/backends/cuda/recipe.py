@@ -17,6 +17,11 @@ from ...dtypes import dtype_name
 
 Config = dict[str, Any]
 
+#: Kernels take pointers that are aligned to this.
+ALIGNMENT_BYTES = 16
+#: Kernels count elements in 32 bits.
+MAX_ELEMENTS = 2**31 - 1
+
 
 @dataclass(frozen=True)
 class TensorSpec:

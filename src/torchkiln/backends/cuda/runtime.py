@@ -13,10 +13,9 @@ from ...engine.artifact import Artifact
 from ...errors import CorruptEngineFile, TargetMismatch
 from .driver import Function, load_function
 from .plan import Bundle, KernelStep, Plan, Step, Tensor, decode_bundle
-from .recipe import TensorSpec, refs_in
+from .recipe import ALIGNMENT_BYTES, TensorSpec, refs_in
 from .run_recipe import as_sequence, call_op, resolve
 
-_ALIGNMENT_BYTES = 16
 #: Sets of counters for captured graphs; one more capture than this has its counters zeroed in the graph.
 SPARE_COUNTERS = 4
 
@@ -230,7 +229,7 @@ def _as_expected(value: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
         raise CorruptEngineFile(f"cuda plan: expected an input of shape {spec.shape}, {spec.dtype}, got {tuple(value.shape)}, {value.dtype}")
     if not value.is_contiguous():
         return value.contiguous()
-    return value.clone() if value.data_ptr() % _ALIGNMENT_BYTES else value
+    return value.clone() if value.data_ptr() % ALIGNMENT_BYTES else value
 
 
 def _last_uses(plan: Plan) -> list[list[int]]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from .runtime import LoadedPlan
+from .runtime import LoadedPlan, own_flags
 
 #: A step is captured this often into one graph.
 LAUNCHES = 20
@@ -21,8 +19,6 @@ def time_steps(loaded: LoadedPlan, inputs: Sequence[torch.Tensor], repeats: int)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     found = []
-    from .runtime import own_flags
-
     with torch.cuda.stream(stream), own_flags() as set_math:
         for step in loaded.plan.steps:
             set_math(loaded.plan.infos[step.info].math)

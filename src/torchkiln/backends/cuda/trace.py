@@ -20,13 +20,9 @@ from torch.fx.node import map_arg
 from ...dtypes import dtype_name
 from .pointwise.expressions import filled_value, pointwise_reject
 from .pointwise.regions import Region, describe, find_regions, make_region, region_key, reorder
-from .recipe import Problem, Recipe, Ref, TensorSpec, TorchCall, channels_last_strides
+from .recipe import ALIGNMENT_BYTES, Problem, Recipe, Ref, TensorSpec, TorchCall, channels_last_strides
 
 aten = torch.ops.aten
-kiln = torch.ops.torchkiln
-
-#: Kernels take pointers that are aligned to this.
-ALIGNMENT_BYTES = 16
 
 _ALIASES = (aten.clone.default, aten.contiguous.default, aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default)
 _CONTIGUOUS = (
@@ -241,6 +237,8 @@ class _Tracer:
         start = 0
         for index, source in enumerate(node.args[0]):  # type: ignore[arg-type]
             value: Value = self.values[source]
+            if value.spec.shape == (0,):
+                continue  # joins with anything, by an old rule of torch
             if value.spec.numel and self.placed.get(source) != (node, start):
                 part = Value(whole.storage, TensorSpec(value.spec.shape, whole.spec.strides, whole.spec.dtype), start * whole.spec.strides[dim])
                 self._copy_into(value, part, f"{node.name}[{index}]")
@@ -251,7 +249,7 @@ class _Tracer:
         inputs = [self.values[n] for n in region.inputs]
         outputs = []
         for node in region.outputs:
-            spec = TensorSpec(tuple(node.meta["val"].shape), _like(inputs, tuple(node.meta["val"].shape), self.values), node.meta["val"].dtype)
+            spec = TensorSpec(tuple(node.meta["val"].shape), _like(inputs, tuple(node.meta["val"].shape)), node.meta["val"].dtype)
             outputs.append(self._new(node, spec))
             self.values[node] = outputs[-1]
         self._add_region(region, inputs, outputs, ", ".join(n.name for n in region.outputs))
@@ -387,6 +385,8 @@ def _place_in_concatenations(graph: Graph, regions: dict[Node, Region]) -> dict[
         itemsize = node.meta["val"].dtype.itemsize
         for source in node.args[0]:
             value = source.meta["val"]
+            if tuple(value.shape) == (0,):
+                continue
             own = source.op == "call_function" and not is_view(source) and source.target not in (aten.cat.default, operator.getitem)
             aligned = start * strides[dim] * itemsize % ALIGNMENT_BYTES == 0
             rows_aligned = all(s * itemsize % ALIGNMENT_BYTES == 0 for s in strides if s > 1)
@@ -478,7 +478,7 @@ def _is_dense(spec: TensorSpec) -> bool:
     return True
 
 
-def _like(inputs: Sequence[Value], shape: tuple[int, ...], values: dict[Node, Any]) -> tuple[int, ...]:
+def _like(inputs: Sequence[Value], shape: tuple[int, ...]) -> tuple[int, ...]:
     """The strides of a pointwise result: those of the largest dense input of its shape."""
     for value in inputs:
         if value.spec.shape == shape and _is_dense(value.spec) and value.storage.kind == "temporary":

@@ -78,7 +78,7 @@ class Worker:
 
 
 class WorkerPool:
-    """Compilers, one for each core but two, and one process that measures. A context manager: leaving it stops them."""
+    """Compilers, one for each core but one, and one process that measures. A context manager: leaving it stops them."""
 
     def __init__(self, capability: int, device_index: int, compilers: int | None = None) -> None:
         count = compilers or max(1, min(16, (os.cpu_count() or 2) - 1))

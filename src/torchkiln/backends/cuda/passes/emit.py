@@ -53,15 +53,20 @@ def follow_strides(graph_module: GraphModule, node: Node) -> None:
         before = node.meta.get("val")
         if not isinstance(before, torch.Tensor) or any(not isinstance(size, int) for size in before.shape):
             continue
-        if node.target is aten.view.default and not _can_view(node.args[0], node.args[1]):
-            copied = insert_call(graph_module, aten.clone.default, (node.args[0],), {"memory_format": torch.contiguous_format}, before=node)
-            node.args = (copied, node.args[1])
+        if node.target is aten.view.default and not can_view(node.args[0], node.args[1]):
+            node.args = (copy_of(graph_module, node.args[0], node), node.args[1])
         refresh_value(graph_module, node)
         if node.meta["val"].stride() != before.stride():
             changed |= set(node.users)
 
 
-def _can_view(x: Any, shape: Any) -> bool:
+def copy_of(graph_module: GraphModule, x: Any, before: Node) -> Node:
+    """``x`` contiguous, in a tensor of its own."""
+    return insert_call(graph_module, aten.clone.default, (x,), {"memory_format": torch.contiguous_format}, before=before)
+
+
+def can_view(x: Any, shape: Any) -> bool:
+    """Whether the strides of ``x`` allow a view of that shape."""
     value = x.meta["val"]
     try:
         torch.empty_strided(value.shape, value.stride(), device="meta").view(list(shape))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +10,9 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ....fused_ops import attention as _attention  # noqa: F401  (registers the operator)
-from ....lower.graph_edit import call_functions, constant_of, fake_mode_of, insert_call, insert_constant, refresh_value, replace
+from ....lower.graph_edit import call_functions, constant_of, fake_mode_of, insert_call, insert_constant
 from ....lower.remove_dead_code import remove_dead_code
+from .emit import can_view, copy_of, put
 
 aten = torch.ops.aten
 
@@ -196,8 +196,8 @@ class _Rewriter:
             node = insert_constant(self.graph_module, f"{x.target}_4d", constant.reshape(shape), before=before)
             self.constants[key] = str(node.target)
             return node
-        if not _can_view(x, shape):
-            x = _copy(self.graph_module, x, before)
+        if not can_view(x, shape):
+            x = copy_of(self.graph_module, x, before)
         return insert_call(self.graph_module, aten.view.default, (x, list(shape)), before=before)
 
     def _transposed(self, keys: Node, before: Node) -> Node:
@@ -214,8 +214,7 @@ class _Rewriter:
         """Put the fused call in the place of ``node``, whose shape it is given."""
         fused = insert_call(self.graph_module, torch.ops.torchkiln.attention.default, arguments, before=node)
         replacement = self._view_as(fused, _shape(node), node)
-        replace(node, replacement)
-        _follow_strides(self.graph_module, replacement)
+        put(self.graph_module, node, replacement)
 
 
 def _scores_before(softmax: Node) -> _Scores | None:
@@ -344,37 +343,6 @@ def _check(q: Node, k: Node, v: Node, leading: tuple[int, ...]) -> None:
         raise _Refused(f"q, k and v of shapes {shapes}: batches or heads broadcast")
     if any(value.dtype not in _FLOATS or value.dtype != values[0].dtype for value in values):
         raise _Refused(f"q, k and v are {', '.join(str(value.dtype) for value in values)}")
-
-
-def _follow_strides(graph_module: GraphModule, node: Node) -> None:
-    """Compute the values of the users of ``node`` anew, as far as strides changed. A view that they no longer allow gets a copy before it."""
-    changed = set(node.users)
-    while changed and node.op != "output":
-        node = node.next
-        if node not in changed:
-            continue
-        changed.discard(node)
-        before = node.meta.get("val")
-        if not isinstance(before, torch.Tensor) or any(not isinstance(size, int) for size in before.shape):
-            continue
-        if node.target is aten.view.default and not _can_view(_node(node.args[0]), _ints(node.args[1])):
-            node.args = (_copy(graph_module, _node(node.args[0]), node), node.args[1])
-        refresh_value(graph_module, node)
-        if node.meta["val"].stride() != before.stride():
-            changed |= set(node.users)
-
-
-def _can_view(x: Node, shape: Sequence[int]) -> bool:
-    value = x.meta["val"]
-    try:
-        torch.empty_strided(value.shape, value.stride(), device="meta").view(list(shape))
-    except RuntimeError:
-        return False
-    return True
-
-
-def _copy(graph_module: GraphModule, x: Node, before: Node) -> Node:
-    return insert_call(graph_module, aten.clone.default, (x,), {"memory_format": torch.contiguous_format}, before=before)
 
 
 def _node(value: Any) -> Node:

@@ -7,12 +7,11 @@ from functools import partial
 
 import torch
 
-from ..recipe import Config, Kernel, Launch, Packed, Problem, Recipe, Tactic, TensorSpec
+from ..recipe import MAX_ELEMENTS, Config, Kernel, Launch, Packed, Problem, Recipe, Tactic, TensorSpec
 from .conv_geometry import Geometry, conv_geometry, leading_dims, linear_geometry
 
 #: Fewer input channels than this are packed next to each other over the taps: blocks of channels would be mostly padding.
 FLAT_CHANNELS = 16
-MAX_ELEMENTS = 2**31 - 1
 
 
 class ConvGemm:

@@ -8,10 +8,8 @@ from typing import Any
 
 import torch
 
-from ..recipe import Config, Kernel, Launch, Packed, Problem, Recipe, Tactic
+from ..recipe import MAX_ELEMENTS, Config, Kernel, Launch, Packed, Problem, Recipe, Tactic
 from .conv_geometry import Geometry, Triple, conv_geometry
-
-MAX_ELEMENTS = 2**31 - 1
 
 
 class ConvTransposed:

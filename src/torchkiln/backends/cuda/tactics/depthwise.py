@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 
-from ..recipe import Config, Kernel, Launch, Packed, Problem, Recipe, Tactic, TensorSpec
+from ..recipe import MAX_ELEMENTS, Config, Kernel, Launch, Packed, Problem, Recipe, Tactic, TensorSpec
 from .conv_geometry import Geometry, conv_geometry
 
-MAX_ELEMENTS = 2**31 - 1
 #: Kernels of more taps (in one plane) loop over their columns, so that the text stays short.
 UNROLLED_TAPS = 64
 _TYPES = (torch.float16, torch.bfloat16, torch.float32)
