@@ -2,6 +2,9 @@
 
     python benchmarks/host_overhead.py        -> benchmarks/results/cuda-host-overhead.json
 
+Ways of calling: with fresh inputs and outputs; with the graph's own (`input buffers`, `static outputs`); `copies`: with fresh ones that are copied in
+and out rather than read and written where they are.
+
 Times are medians in microseconds of single calls, each between two synchronisations and in turns with the bare replay: `wall` until the GPU is done,
 `issue` until the call returns. `parts` are times until the part returns, one after another with the GPU idle: what a call is made of.
 """
@@ -96,37 +99,65 @@ def measure(engine: torchkiln.Engine, calls: int) -> dict[str, Any]:
     own_args, own_kwargs = _arguments(engine, buffers)
     runner: Any = engine._run
     plan = runner._plans[tuple(tensor.shape for tensor in tensors)]
-    replay = plan.captured.graph.replay
+    captured = plan.captured
+    pointers = captured.pointers
+    # A second set, so that a call's inputs are not where the last call's were.
+    others = [_arguments(engine, [tensor.clone() for tensor in tensors]), (args, kwargs)]
 
-    def set_static(value: bool) -> None:
-        engine.static_outputs = value
+    def call_others() -> object:
+        others.reverse()
+        other_args, other_kwargs = others[0]
+        return engine(*other_args, **other_kwargs)
 
-    ways: dict[str, tuple[bool, Callable[[], object]]] = {
-        "bare replay": (False, replay),
-        "call": (False, lambda: engine(*args, **kwargs)),
-        "call, input buffers": (False, lambda: engine(*own_args, **own_kwargs)),
-        "call, static outputs": (True, lambda: engine(*args, **kwargs)),
-        "call, input buffers, static outputs": (True, lambda: engine(*own_args, **own_kwargs)),
+    def prepare(static: bool, in_place: bool) -> None:
+        engine.static_outputs = static
+        captured.pointers = pointers
+        captured.bind(captured.own)
+        captured.graph.replay()  # the first launch after addresses were set is another matter
+        captured.pointers = pointers if in_place else None
+
+    #: Static outputs, in place, what is timed.
+    ways: dict[str, tuple[bool, bool, Callable[[], object]]] = {
+        "bare replay": (False, True, captured.graph.replay),
+        "call": (False, True, call_others),
+        "call, copies": (False, False, call_others),
+        "call, input buffers": (False, True, lambda: engine(*own_args, **own_kwargs)),
+        "call, static outputs": (True, True, call_others),
+        "call, static outputs, copies": (True, False, call_others),
+        "call, input buffers, static outputs": (True, True, lambda: engine(*own_args, **own_kwargs)),
     }
     samples: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for index in range(calls + 50):
-        for name, (static, call) in ways.items():
-            set_static(static)
+        for name, (static, in_place, call) in ways.items():
+            prepare(static, in_place)
             sample = _time(call)
             if index >= 50:
                 samples[name].append(sample)
-    set_static(False)
+    prepare(False, True)
     bare = [statistics.median(times) for times in zip(*samples["bare replay"], strict=True)]
     table = {}
     for name, pairs in samples.items():
         issue, wall = (statistics.median(times) for times in zip(*pairs, strict=True))
         table[name] = {"issue_us": round(issue, 2), "wall_us": round(wall, 2), "wall_over_bare_us": round(wall - bare[1], 2)}
-    return {"ways": table, "parts_us": _parts(engine, runner, plan, tensors, (args, kwargs), calls)}
+    return {"copied": captured.note, "ways": table, "parts_us": _parts(engine, runner, plan, tensors, (args, kwargs), calls)}
 
 
 def _parts(engine: torchkiln.Engine, runner: Any, plan: Any, tensors: Sequence[torch.Tensor], call: Any, calls: int) -> dict[str, float]:
     stream = torch.cuda.current_stream()
     index = engine.device.index
+    captured = plan.captured
+    # Only what may be moved is: alternately to other memory and back.
+    own, elsewhere = captured.own, list(captured.own)
+    held = []
+    for place in (*captured.movable_inputs, *[len(captured.inputs) + number for number in captured.movable_outputs]):
+        held.append(torch.empty_like((*captured.inputs, *captured.tensors)[place]))
+        elsewhere[place] = held[-1].data_ptr()
+    turns = [own, elsewhere]
+
+    def set_addresses() -> None:
+        turns.reverse()
+        captured.bind(turns[0])
+
     parts: dict[str, Callable[[], object]] = {
         "nothing": lambda: None,
         "flatten": lambda: engine._flatten(call),
@@ -134,13 +165,17 @@ def _parts(engine: torchkiln.Engine, runner: Any, plan: Any, tensors: Sequence[t
         "current device": torch._C._cuda_getDevice,
         "is capturing": torch._C._cuda_isCurrentStreamCapturing,
         "current stream": lambda: torch._C._cuda_getCurrentRawStream(index),
+        "set addresses": set_addresses,
+        "allocate outputs": lambda: [torch.empty_like(tensor) for tensor in captured.tensors],
         "copy inputs": lambda: plan.load(tensors),
-        "replay": plan.captured.graph.replay,
+        "replay": captured.graph.replay,
         "copy outputs": plan.fresh_outputs,
         "record event": lambda: runner._done.record(stream),
     }
     with torch.no_grad():
-        return {name: round(statistics.median(_time(part)[0] for _ in range(calls)), 2) for name, part in parts.items()}
+        times = {name: round(statistics.median(_time(part)[0] for _ in range(calls)), 2) for name, part in parts.items()}
+    captured.bind(own)
+    return times
 
 
 def _time(call: Callable[[], object]) -> tuple[float, float]:

@@ -11,3 +11,11 @@ def swin_unetr() -> torch.nn.Module:
 
     torch.manual_seed(0)
     return SwinUNETR(in_channels=1, out_channels=2, feature_size=48, spatial_dims=3).eval()
+
+
+def unet() -> torch.nn.Module:
+    """MONAI's BasicUNet in two dimensions, three channels in, two out (needs the package monai)."""
+    from monai.networks.nets import BasicUNet
+
+    torch.manual_seed(0)
+    return BasicUNet(spatial_dims=2, in_channels=3, out_channels=2).eval()

@@ -34,6 +34,8 @@ class Workload:
     options: list[str] = field(default_factory=list)
 
 
+_H200 = ("--device", "cuda", "--backend", "cuda")
+
 SUITES: dict[str, tuple[list[str], list[Workload]]] = {
     "cpu": (
         [
@@ -51,8 +53,8 @@ SUITES: dict[str, tuple[list[str], list[Workload]]] = {
     ),
     "h200": (
         [
-            *("--precision", "fp16", "--device", "cuda", "--backend", "cuda", "--min-time", "1", "--rounds", "5"),
-            *("--peers", "eager,eager-channels-last,cuda-graph-channels-last,torchscript-traced,compile-reduce-overhead"),
+            *("--precision", "fp16", *_H200, "--min-time", "1", "--rounds", "5"),
+            *("--peers", "eager,cuda-graph-channels-last,torchscript-traced,compile-reduce-overhead"),
         ],
         [
             Workload("torchvision:resnet50", "1x3x224x224"),
@@ -64,6 +66,30 @@ SUITES: dict[str, tuple[list[str], list[Workload]]] = {
             Workload("torchvision:resnet34", "2x3x224x224"),
             Workload("torchvision:efficientnet_b0", "128x3x224x224"),
         ],
+    ),
+    "h200-more": (
+        [
+            *("--precision", "fp16", *_H200, "--min-time", "1", "--rounds", "5"),
+            *("--peers", "eager,cuda-graph-channels-last,torchscript-traced,compile-reduce-overhead"),
+        ],
+        [
+            Workload("torchvision:resnet101", "1x3x160x160"),
+            Workload("torchvision:resnet101", "1x3x320x320"),
+            Workload("torchvision:resnet101", "1x3x640x640"),
+            Workload("torchvision:deeplabv3_resnet50", "1x3x512x512"),
+            Workload(f"{HERE / 'models.py'}:unet", "1x3x512x512"),
+            Workload(f"{HERE / 'models.py'}:swin_unetr", "8x1x96x96x96"),
+            Workload("torchvision:resnet50", "1x3x224x224", ["--precision", "bf16"]),
+            Workload("torchvision:vit_b_16", "1x3x224x224", ["--precision", "bf16"]),
+        ],
+    ),
+    "h200-fp32": (
+        [*("--precision", "fp32", "--no-tf32", *_H200, "--min-time", "0.5", "--rounds", "3"), *("--peers", "eager,compile-reduce-overhead")],
+        [Workload("torchvision:resnet50", "1x3x224x224"), Workload("torchvision:vit_b_16", "1x3x224x224")],
+    ),
+    "h200-tf32": (
+        [*("--precision", "fp32", "--tf32", *_H200, "--min-time", "0.5", "--rounds", "3"), *("--peers", "eager,compile-reduce-overhead")],
+        [Workload("torchvision:resnet50", "1x3x224x224"), Workload("torchvision:vit_b_16", "1x3x224x224")],
     ),
     "h200-first": (
         [

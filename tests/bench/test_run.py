@@ -268,6 +268,10 @@ def test_requests_that_cannot_be_carried_out():
         run(clock="events")
     with pytest.raises(UserError, match="nothing to transfer"):
         run(transfers=True)
+    with pytest.raises(UserError, match="computes float32 in full"):
+        run(tf32=False)
+    with pytest.raises(UserError, match="'disable_tf32' is set by the benchmark"):
+        run(tf32=False, engine_options={"disable_tf32": True})
     with pytest.raises(UserError, match="expected cpu or cuda, got meta"):
         run(device="meta")
     if not torch.cuda.is_available():

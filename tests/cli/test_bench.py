@@ -51,7 +51,7 @@ def test_every_option_reaches_the_request(model_file: Path, monkeypatch: pytest.
     monkeypatch.setattr(benchmark, "run_benchmark", remember)
     monkeypatch.setattr(benchmark, "print_table", lambda result, console: None)
     options = "--precision bf16,fp16 --peers seed,openvino --sweep-resolution 32,48 --min-time 30 --rounds 3"
-    options += " --transfers --seed 7 --threads 1 --clock events --pause 0.5 --max-build 40"
+    options += " --transfers --seed 7 --threads 1 --clock events --pause 0.5 --max-build 40 --no-tf32 --optimization-level 1"
     result = invoke("bench", f"{model_file}:image", "--shape", "2x3x9x14", *options.split())
     assert result.exit_code == 0, result.output
     (request,) = asked
@@ -61,7 +61,8 @@ def test_every_option_reaches_the_request(model_file: Path, monkeypatch: pytest.
     assert (request.min_time_s, request.rounds, request.transfers, request.seed, request.num_threads) == (30, 3, True, 7, 1)
     assert request.max_time_s >= request.min_time_s
     assert (request.clock, request.pause_s, request.max_build_s) == ("events", 0.5, 40)
-    assert request.engine_options == {"backend": "auto"}
+    assert request.tf32 is False
+    assert request.engine_options == {"backend": "auto", "optimization_level": 1}
 
 
 def test_a_report_that_cannot_be_written_is_found_before_measuring(model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

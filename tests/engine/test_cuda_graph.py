@@ -287,7 +287,7 @@ def test_host_overhead_over_a_replay(device):
     runner = CudaGraphRunner(lambda inputs: [inputs[0] @ weight], device)
     inputs = [torch.randn(8, 64, device=device)]
     runner(inputs)
-    graph = next(iter(runner._captured.values())).graph
+    captured = next(iter(runner._captured.values()))
 
     def median_us(function) -> float:
         samples = []
@@ -298,5 +298,161 @@ def test_host_overhead_over_a_replay(device):
             samples.append(time.perf_counter() - start)
         return statistics.median(samples) * 1e6
 
-    overhead_us = median_us(lambda: runner(inputs)) - median_us(graph.replay)
+    call_us = median_us(lambda: runner(inputs))
+    captured.bind(captured.own)  # not where the last call's outputs were
+    overhead_us = call_us - median_us(captured.graph.replay)
     assert overhead_us < 60, f"{overhead_us:.1f} us"
+
+
+@pytest.fixture
+def pointwise(device):
+    """A runner of kernels of torch's, three nodes deep, that read two inputs and write two outputs."""
+    return CudaGraphRunner(pointwise_model, device)
+
+
+def pointwise_model(inputs):
+    x, k = inputs
+    y = x.sigmoid() + k
+    return [y * x, (y - 1).sum(1)]
+
+
+def pointwise_inputs(device, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(37, 65, generator=generator).to(device), torch.randint(1, 9, (37, 65), generator=generator).to(device)]
+
+
+@pytest.mark.cuda
+def test_inputs_are_read_and_outputs_written_where_they_are(pointwise, device):
+    pointwise(pointwise_inputs(device, 0))
+    (captured,) = pointwise._captured.values()
+    assert (captured.movable_inputs, captured.movable_outputs, captured.note) == ((0, 1), (0, 1), "")
+    for own in (*captured.inputs, *captured.tensors):
+        own.fill_(3)  # must be neither read nor written
+    cases = [pointwise_inputs(device, seed) for seed in range(6)]
+    results = [pointwise(inputs) for inputs in cases]
+    for outputs, inputs in zip(results, cases, strict=True):
+        assert_equal(outputs, pointwise_model(inputs))
+    assert all(own.eq(3).all() for own in (*captured.inputs, *captured.tensors))
+
+
+@pytest.mark.cuda
+def test_inputs_at_any_address_and_of_any_strides(pointwise, device):
+    pointwise(pointwise_inputs(device, 0))
+    memory = torch.empty(4096, device=device)
+    for seed, shift in enumerate((0, 1, 2, 4, 63, 64)):
+        x, k = pointwise_inputs(device, seed)
+        place = memory[shift : shift + x.numel()].view(x.shape).copy_(x)
+        for value in (place, place.t().contiguous().t(), place[:1].expand(x.shape), torch._neg_view(place)):
+            assert_equal(pointwise([value, k]), pointwise_model([value, k]))
+    assert_equal(pointwise(pointwise.input_buffers(x.shape, k.shape)), pointwise_model(pointwise.input_buffers(x.shape, k.shape)))
+
+
+@pytest.mark.cuda
+def test_the_same_tensor_twice(device):
+    runner = CudaGraphRunner(lambda inputs: [inputs[0] * 2 + inputs[1]], device)
+    for _ in range(3):
+        x, y = (torch.randn(37, 65, device=device) for _ in range(2))
+        assert_equal(runner([x, y]), [x * 2 + y])
+        assert_equal(runner([x, x]), [x * 3])
+
+
+@pytest.mark.cuda
+def test_an_input_freed_right_after_the_call(pointwise, device):
+    cases = [pointwise_inputs(device, seed) for seed in range(20)]
+    expected = [pointwise_model(inputs) for inputs in cases]
+    results = []
+    for x, k in cases:
+        results.append(pointwise([x.clone(), k.clone()]))
+        torch.full_like(x, float("nan"))  # takes the memory that the clones gave back
+        torch.full_like(k, 99)
+    for outputs, values in zip(results, expected, strict=True):
+        assert_equal(outputs, values)
+
+
+@pytest.mark.cuda
+def test_two_new_threads_and_their_streams(pointwise, device):
+    pointwise(pointwise_inputs(device, 0))
+    failures: list[str] = []
+
+    def work(number: int) -> None:
+        try:
+            with torch.cuda.stream(torch.cuda.Stream(device)):
+                cases = [pointwise_inputs(device, 10 * number + i) for i in range(5)]
+                for inputs in cases * 20:
+                    assert_equal(pointwise(inputs), pointwise_model(inputs))
+        except Exception as error:
+            failures.append(f"thread {number}: {type(error).__name__}: {error}")
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures, failures[0]
+    assert next(iter(pointwise._captured.values())).pointers is not None
+
+
+@pytest.mark.cuda
+def test_an_input_that_the_call_writes_is_copied(device):
+    runner = CudaGraphRunner(lambda inputs: [inputs[0].relu_() + inputs[1]], device)
+    runner.prepare([torch.zeros(37, device=device)] * 2)
+    x, y = (torch.randn(37, device=device) for _ in range(2))
+    before = x.clone()
+    for _ in range(2):
+        assert_equal(runner([x, y]), [before.relu() + y])
+    assert torch.equal(x, before)
+    assert next(iter(runner._captured.values())).movable_inputs == (1,)
+
+
+@pytest.mark.cuda
+def test_outputs_in_memory_that_was_another_tensors(device):
+    """The output lies where something larger was: it must not take that along to the caller's memory."""
+
+    def call(inputs):
+        large = inputs[0].repeat(64, 1) + 1
+        total = large.sum(0)
+        del large
+        return [total * 2, total.expand(31, -1) - 1]
+
+    runner = CudaGraphRunner(call, device)
+    for _ in range(3):
+        x = torch.randn(61, 67, device=device)
+        around = torch.zeros(2**20, device=device)
+        assert_equal(runner([x]), call([x]))
+        assert not around.any()
+
+
+@pytest.mark.cuda
+def test_a_copy_by_no_kernel(device):
+    runner = CudaGraphRunner(lambda inputs: [inputs[0].clone(), inputs[0] + 1], device)
+    for _ in range(3):
+        x = torch.randn(37, 65, device=device)
+        assert_equal(runner([x]), [x, x + 1])
+
+
+@pytest.mark.cuda
+def test_a_static_output_as_an_input(device):
+    runner = CudaGraphRunner(lambda inputs: [inputs[0].flip(0).cumsum(0)], device, static_outputs=True)
+    expected = x = torch.randn(300, 65, device=device)
+    for _ in range(4):
+        (x,) = runner([x])
+        expected = expected.flip(0).cumsum(0)
+        assert_equal([x], [expected])
+
+
+@pytest.mark.cuda
+def test_kernels_that_begin_early():
+    """Programmatic launches stay what they are when a node's parameters are set."""
+    torchkiln = pytest.importorskip("torchkiln")
+    pytest.importorskip("triton")
+    model = nn.Sequential(nn.Conv2d(3, 19, 3, padding=1), nn.ReLU(), nn.Conv2d(19, 37, 3, stride=2), nn.GELU()).eval().cuda().half()
+    spec = torchkiln.Input((1, 3, 33, 35), dtype=torch.float16)
+    engine = torchkiln.compile(model, [spec], enabled_precisions={torch.float16}, backend="cuda", optimization_level=0)
+    results = []
+    for seed in range(8):
+        x = spec.random(seed=seed, device="cuda")
+        results.append((engine(x), x))
+    for y, x in results:
+        torch.testing.assert_close(y, model(x).detach(), rtol=1e-2, atol=1e-2)
+    (captured,) = engine._run._captured.values()
+    assert (captured.movable_inputs, captured.movable_outputs) == ((0,), (0,)), captured.note

@@ -7,11 +7,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 
 from ..dtypes import precision_name
 from ..errors import BackendUnavailable, UserError
+from ..fp32_math import fp32_math
 from .case import Case, make_cases
 from .entry import Entry, finish_entry, make_entry
 from .environment import command_line, describe_environment
@@ -46,7 +48,7 @@ def run_benchmark(request: BenchmarkRequest, *, build_engine: EngineBuilder = co
     num_threads = request.num_threads or torch.get_num_threads()
     environment = describe_environment(device, num_threads)
     rows: list[Row] = []
-    with _torch_settings(num_threads, device), _frozen_garbage(), show_progress(request.progress) as progress:
+    with _torch_settings(num_threads, device, request.tf32), _frozen_garbage(), show_progress(request.progress) as progress:
         for entry in request.models:
             for case in make_cases(request, entry):
                 rows += _run_case(case, entry, peers, request, build_engine, progress)
@@ -94,7 +96,7 @@ def _steps(case: Case, model: BenchmarkModel, peers: list[Peer], request: Benchm
         if len(request.precisions) > 1:
             wanted.append(("auto", frozenset(request.precisions)))
         for label, enabled in wanted:
-            yield _engine_step(case, label, partial(build_engine, case, enabled, request.engine_options), request)
+            yield _engine_step(case, label, partial(build_engine, case, enabled, _engine_options(request)), request)
     yield from (_peer_step(case, peer, p, request) for peer in peers if peer.slow_build for p in request.precisions)
 
 
@@ -127,16 +129,23 @@ def _check_device(device: torch.device, request: BenchmarkRequest) -> None:
         raise UserError("benchmark: clock: 'events' are CUDA events; use clock='host' on the CPU")
     if request.transfers and device.type != "cuda":
         raise UserError("benchmark: transfers: on the CPU there is nothing to transfer; leave transfers out")
+    if request.tf32 is not None and device.type != "cuda":
+        raise UserError("benchmark: tf32: the CPU computes float32 in full; leave tf32 out")
+
+
+def _engine_options(request: BenchmarkRequest) -> dict[str, Any]:
+    return {**request.engine_options, **({} if request.tf32 is None else {"disable_tf32": not request.tf32})}
 
 
 @contextmanager
-def _torch_settings(num_threads: int, device: torch.device) -> Iterator[None]:
+def _torch_settings(num_threads: int, device: torch.device, tf32: bool | None) -> Iterator[None]:
     """The process as every runner finds it, and as it was afterwards."""
     threads, cudnn_benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
     torch.set_num_threads(num_threads)
     torch.backends.cudnn.benchmark = _cudnn_benchmark(device)
     try:
-        yield
+        with fp32_math(None if tf32 is None else "tf32" if tf32 else "ieee"):
+            yield
     finally:
         torch.set_num_threads(threads)
         torch.backends.cudnn.benchmark = cudnn_benchmark
@@ -176,7 +185,7 @@ def _cudnn_benchmark(device: torch.device) -> bool:
 def _settings(request: BenchmarkRequest) -> dict[str, object]:
     """How it was measured, for who reads the file."""
     names = ("min_time_s", "min_samples", "max_time_s", "rounds", "warm_up_s", "pause_s", "settle_s", "max_build_s")
-    more = ("transfers", "clock", "input_count", "seed")
+    more = ("transfers", "tf32", "clock", "input_count", "seed")
     return {
         **{name: getattr(request, name) for name in (*names, *more)},
         "precisions": [precision_name(p) for p in request.precisions],

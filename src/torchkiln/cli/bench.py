@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MODELS_HELP = "What to measure: any MODEL that 'compile' takes, or engine files (.kiln)."
 DEVICE_HELP = "Where to measure: cpu, cuda, cuda:1. Default: the CPU; for an engine file, where it was built for."
+TF32_HELP = "On CUDA, let every runner and the engine compute products of fp32 in TF32, or not. Default: torch's own switches."
 PEERS_HELP = "all, seed (eager, traced, scripted), none, or names joined by commas."
 
 
@@ -31,6 +32,7 @@ def bench(
     precision: Annotated[str, typer.Option("--precision", help="Precisions to measure at, joined by commas: fp32,bf16,fp16.")] = "fp32",
     peers: Annotated[str, typer.Option("--peers", help=PEERS_HELP)] = "all",
     backend: Annotated[str, typer.Option("--backend", help="The engine's backend.")] = "auto",
+    optimization_level: Annotated[int | None, typer.Option("--optimization-level", min=0, max=5, help="How hard the builder tries.")] = None,
     sweep_resolution: Annotated[str | None, typer.Option("--sweep-resolution", help="Measure at each height and width, as 160,320,640.")] = None,
     min_time: Annotated[float, typer.Option("--min-time", help="Seconds to record of each runner, at least.")] = 2.0,
     rounds: Annotated[int, typer.Option("--rounds", help="How often each runner is visited.")] = 5,
@@ -38,6 +40,7 @@ def bench(
     max_build: Annotated[float, typer.Option("--max-build", help="Seconds a build may take; the row of a longer one says timeout.")] = 300.0,
     clock: Annotated[str, typer.Option("--clock", help="host (call to finished result) or events (CUDA events: device time alone).")] = "host",
     transfers: Annotated[bool, typer.Option("--transfers", help="On CUDA, count the copies to and from the device.")] = False,
+    tf32: Annotated[bool | None, typer.Option("--tf32/--no-tf32", help=TF32_HELP)] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON.")] = None,
     report: Annotated[Path | None, typer.Option("--report", metavar="DIR", help="Write Markdown tables and charts.")] = None,
     weights: Weights = None,
@@ -77,13 +80,14 @@ def bench(
         precisions=precisions,
         device=device,
         peers=comma_list([peers]),
-        engine_options={"backend": backend},
+        engine_options={"backend": backend, **({} if optimization_level is None else {"optimization_level": optimization_level})},
         min_time_s=min_time,
         max_time_s=max(20.0, min_time),
         rounds=rounds,
         pause_s=pause,
         max_build_s=max_build,
         transfers=transfers,
+        tf32=tf32,
         clock=clock,
         sweep_resolution=resolutions,
         num_threads=threads,

@@ -193,12 +193,12 @@ def _show_steps(table: StepTable) -> None:
     else:
         rates = ", ".join(f"{rate / 1e12:.1f} TFLOP/s {name}" for name, rate in table.roofline.flops_per_s.items())
         _line(f"roofline, measured on this GPU: {table.roofline.bytes_per_s / 1e9:.0f} GB/s, {rates}")
-    shown = Table("step", "op", "tactic", "shape", "dtype")
+    shown = Table("step", *(["stream"] if table.streams > 1 else []), "op", "tactic", "shape", "dtype")
     for name in ("us", "GB/s", "TFLOP/s", *(["% of roofline"] if table.roofline else []), "% of total"):
         shown.add_column(name, justify="right")
     shown.add_column("label")
     for row in table.rows:
-        shown.add_row(*map(Text, _cells(row, table.roofline is not None)))
+        shown.add_row(*map(Text, _cells(row, table.roofline is not None, table.streams > 1)))
     console = stdout()
     console.print(shown)
     _show_totals(table)
@@ -209,7 +209,7 @@ def _show_steps(table: StepTable) -> None:
         console.print(rejects)
 
 
-def _cells(row: Row, with_roofline: bool) -> list[str]:
+def _cells(row: Row, with_roofline: bool, with_streams: bool) -> list[str]:
     config = ", ".join(f"{name}={value}" for name, value in row.config.items())
     first, last = row.steps[0], row.steps[-1]
     steps = str(first) if first == last else f"{first}-{last}" if last - first + 1 == len(row.steps) else ",".join(map(str, row.steps))
@@ -218,7 +218,8 @@ def _cells(row: Row, with_roofline: bool) -> list[str]:
         figures.append(_figure(row.roofline_share, 100, 0))
     figures.append(_figure(row.total_share, 100, 1))
     shape = "x".join(map(str, row.shape)) or "scalar"
-    return [steps, row.op, f"{row.tactic} ({config})" if config else row.tactic, shape, row.dtype, *figures, row.label]
+    streams = [",".join(map(str, row.streams))] if with_streams else []
+    return [steps, *streams, row.op, f"{row.tactic} ({config})" if config else row.tactic, shape, row.dtype, *figures, row.label]
 
 
 def _figure(value: float | None, scale: float, digits: int) -> str:
@@ -232,5 +233,8 @@ def _show_totals(table: StepTable) -> None:
     share = f" ({100 * table.arena_bytes / table.tensor_bytes:.0f} %)" if table.tensor_bytes else ""
     _line(f"arena: {size_text(table.arena_bytes)} for temporaries of {size_text(table.tensor_bytes)} together{share}")
     _line(f"{sum(table.tactics.values())} steps: {', '.join(f'{count} {tactic}' for tactic, count in table.tactics.items())}")
+    if table.stream_times_us:
+        tried = ", ".join(f"{us:.1f} us on {count}" for count, us in table.stream_times_us)
+        _line(f"streams: {table.streams}; the whole plan when it was built: {tried}")
     left = [f"{row.op} ({row.label})" for row in table.left_to_torch]
     _line(f"left to torch: {', '.join(left) or 'nothing'}")

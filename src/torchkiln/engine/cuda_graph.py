@@ -14,8 +14,10 @@ import torch
 from ..errors import UserError
 from ..log import STEPS, log
 from .graph_buckets import batched_outputs, bucket_shapes, rows_of
-from .graph_capture import CAPTURING, CaptureFailed, record
+from .graph_capture import CAPTURING, CaptureFailed, record, side_stream
 from .graph_plan import Captured, Key, Plan
+from .graph_pointers import NoPointers, library
+from .graph_proof import prove, snapshot, written
 
 if TYPE_CHECKING:
     from ..backends.contract import Runner
@@ -31,6 +33,9 @@ class CudaGraphRunner:
     nothing on the CPU. Calls run one after another on the GPU, whatever their streams: they share the graph's memory. The graphs of one runner
     share one memory pool.
 
+    Kernels read a call's inputs and write its outputs where they are, as far as that was tried and is right (``graph_proof``); an input of other
+    strides than contiguous or not aligned, and what was not found right, is copied into or out of the graph's own memory.
+
     ``call`` must launch the same kernels for the same shapes, on the current stream, and not wait for the GPU. Where capture fails, ``note`` says
     why and calls go to ``call`` as they are.
 
@@ -43,6 +48,7 @@ class CudaGraphRunner:
         batch_buckets: batch sizes to capture. Dimension 0 of every input must be the batch, and each row of an output may depend on the same row
             of the inputs alone: a batch of n runs as the first n rows of the smallest bucket that holds it. A larger batch than every bucket, or
             inputs whose sizes disagree, are captured as they are.
+        rebind: False: copy all inputs and outputs.
     """
 
     def __init__(
@@ -53,6 +59,7 @@ class CudaGraphRunner:
         static_outputs: bool = False,
         max_shapes: int = 16,
         batch_buckets: Sequence[int] = (),
+        rebind: bool = True,
     ) -> None:
         if device.type != "cuda" or device.index is None:
             raise UserError(f"CudaGraphRunner: expected a CUDA device with an index, got {device}")
@@ -72,6 +79,10 @@ class CudaGraphRunner:
         self._plans: dict[Key, Plan] = {}
         self._prepared: Captured | None = None
         self._pool = torch.cuda.graph_pool_handle()
+        self._rebind = rebind
+        #: Storages of outputs that graphs write again and again, and whether a caller was given one.
+        self._own_outputs: set[int] = set()
+        self._lent = False
         #: Recorded at the end of each call's work: the next call waits for it on the GPU where it comes on another stream.
         self._done = torch.cuda.Event()
         self._stream: Any = None
@@ -136,9 +147,10 @@ class CudaGraphRunner:
         if len(self._captured) > 1:
             self._captured.move_to_end(plan.captured.key)
         try:
-            plan.load(inputs)
-            plan.captured.graph.replay()
-            return plan.outputs if self.static_outputs else plan.fresh_outputs()
+            static = self.static_outputs
+            if static:
+                self._lent = True
+            return plan.replay(inputs, static, self._own_outputs if self._lent else ())
         finally:
             self._done.record(self._stream)
 
@@ -207,9 +219,39 @@ class CudaGraphRunner:
             buffer = torch.empty(shape, dtype=value.dtype, device=self._device)
             (buffer if shape == value.shape else buffer.zero_()[: len(value)]).copy_(value)
             own.append(buffer)
-        graph, outputs = record(self._call, own, self._device, self._pool)
+        may_rebind = self._may_rebind()
+        before = snapshot(own) if may_rebind else []
+        graph, outputs = record(self._call, own, self._device, self._pool, keep_graph=may_rebind)
         captured = self._captured[key] = Captured(key, graph, own, outputs)
+        self._own_outputs.update(value.untyped_storage().data_ptr() for value in captured.tensors)
+        if may_rebind:
+            self._free(captured, written(own, before))
         return captured
+
+    def _may_rebind(self) -> bool:
+        if not self._rebind:
+            return False
+        try:
+            library()
+        except NoPointers as error:
+            log(STEPS, "CUDA graph: inputs and outputs are copied: %s", error)
+            return False
+        return True
+
+    def _free(self, captured: Captured, is_written: Sequence[bool]) -> None:
+        """Find out which inputs and outputs may be anywhere in memory."""
+        caller, side = torch.cuda.current_stream(), side_stream(self._device)
+        side.wait_stream(caller)
+        side.wait_event(self._done)  # another graph of the same memory may still run
+        try:
+            with torch.cuda.stream(side):
+                captured.set_pointers(*prove(captured.graph, captured.inputs, captured.tensors, is_written))
+        except (NoPointers, RuntimeError) as error:
+            captured.note = str(error)
+            captured.graph.instantiate()
+        finally:
+            caller.wait_stream(side)
+        log(STEPS, "CUDA graph: %s", f"copied at every call: {captured.note}" if captured.note else "inputs and outputs are used where they are")
 
     def _make_room(self) -> None:
         others = [key for key, captured in self._captured.items() if captured is not self._prepared]

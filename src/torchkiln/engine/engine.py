@@ -221,17 +221,11 @@ class Engine:
 
         run = CudaGraphRunner(self._schedule.run, self._device, batch_buckets=self._schedule.batch_buckets)
         try:
-            run.prepare([_any_value(spec, self._device) for spec in self._contents.inputs])
+            run.prepare([spec.random(device=self._device) for spec in self._contents.inputs])
         except RuntimeError as error:
             # A first call will raise it, on the caller's own values.
             log(STEPS, "no CUDA graph at load: %s", error)
         return run
-
-
-def _any_value(spec: Input, device: torch.device) -> torch.Tensor:
-    """A tensor of the opt shape with one value of the input's domain throughout."""
-    low, high = spec.tensor_domain or (0, 1)
-    return torch.full(spec.opt_shape, 0 if low <= 0 < high else low, dtype=spec.dtype, device=device)
 
 
 def load(path: str | PathLike[str], device: torch.device | str | None = None, num_threads: int | None = None, trusted: bool = False) -> Engine:

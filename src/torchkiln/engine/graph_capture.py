@@ -33,7 +33,9 @@ class CaptureFailed(Exception):
     """The call ran, but could not be captured; the message says why."""
 
 
-def record(call: Runner, inputs: Sequence[torch.Tensor], device: torch.device, pool: Any) -> tuple[torch.cuda.CUDAGraph, list[Any]]:
+def record(
+    call: Runner, inputs: Sequence[torch.Tensor], device: torch.device, pool: Any, *, keep_graph: bool = False
+) -> tuple[torch.cuda.CUDAGraph, list[Any]]:
     """A graph of ``call(inputs)`` and the outputs it writes; the caller holds CAPTURING.
 
     What runs on the current stream afterwards comes after the warm-up. Raises CaptureFailed, and what ``call`` itself raises in warm-up.
@@ -41,6 +43,7 @@ def record(call: Runner, inputs: Sequence[torch.Tensor], device: torch.device, p
     Args:
         inputs: read by every replay: keep them.
         pool: a handle of torch.cuda.graph_pool_handle; graphs with the same one must not run at the same time.
+        keep_graph: keep what was captured besides what is replayed, so that its nodes can be looked at.
     """
     caller, side = torch.cuda.current_stream(), side_stream(device)
     side.wait_stream(caller)
@@ -48,7 +51,7 @@ def record(call: Runner, inputs: Sequence[torch.Tensor], device: torch.device, p
         warm_up(call, inputs, side)
         side.synchronize()
         try:
-            return _capture(call, inputs, device, pool, side)
+            return _capture(call, inputs, device, pool, side, keep_graph)
         except RuntimeError as error:
             # Not a fault of the model: it ran, in warm-up. It does something a graph cannot hold, or memory is short.
             raise CaptureFailed((str(error).strip() or type(error).__name__).splitlines()[0]) from error
@@ -69,8 +72,10 @@ def warm_up(call: Runner, inputs: Sequence[torch.Tensor], side: torch.cuda.Strea
             call(inputs)
 
 
-def _capture(call: Runner, inputs: Sequence[torch.Tensor], device: torch.device, pool: Any, side: torch.cuda.Stream) -> tuple[Any, list[Any]]:
-    graph = torch.cuda.CUDAGraph()
+def _capture(
+    call: Runner, inputs: Sequence[torch.Tensor], device: torch.device, pool: Any, side: torch.cuda.Stream, keep_graph: bool
+) -> tuple[Any, list[Any]]:
+    graph = torch.cuda.CUDAGraph(keep_graph=True) if keep_graph else torch.cuda.CUDAGraph()
     # cuBLAS keeps a workspace per stream. Cleared, it is allocated during capture, in this pool, and not shared with another engine's graph, which
     # may run at the same time.
     torch._C._cuda_clearCublasWorkspaces()
@@ -79,6 +84,8 @@ def _capture(call: Runner, inputs: Sequence[torch.Tensor], device: torch.device,
         # thread_local: what other threads do with the GPU meanwhile does not spoil the capture.
         with torch.cuda.stream(side), torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
             outputs = list(call(inputs))
+        if keep_graph:
+            graph.instantiate()
     except BaseException:
         _clean_up(graph, device, pool, side)
         raise

@@ -1,4 +1,4 @@
-"""torchkiln::conv and torchkiln::conv_pooled: a convolution with everything that fits its epilogue."""
+"""torchkiln::conv, conv_pooled and conv_moments: a convolution with everything that fits its epilogue."""
 
 from __future__ import annotations
 
@@ -56,13 +56,40 @@ def conv_pooled(
     return y, y.float().mean(dim=list(range(2, y.dim())))
 
 
+def conv_moments(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+    activation: str,
+    alpha: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``conv``, and the mean and the (biased) variance of each channel of its result over all spatial positions.
+
+    Returns:
+        [N, Cout, *spatial], and float32 [N, 2, Cout]: means, then variances.
+    """
+    y = conv(x, weight, bias, residual, scale, stride, padding, dilation, transposed, output_padding, groups, activation, alpha)
+    variance, mean = torch.var_mean(y.float(), dim=list(range(2, y.dim())), correction=0)
+    return y, torch.stack((mean, variance), 1)
+
+
 _GEOMETRY = "SymInt[] stride, SymInt[] padding, SymInt[] dilation"
 
-define(
-    f"conv(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? scale, {_GEOMETRY}, bool transposed, SymInt[] output_padding, "
-    "SymInt groups, str activation, float alpha) -> Tensor",
-    conv,
+_CONV = (
+    f"Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? scale, {_GEOMETRY}, bool transposed, SymInt[] output_padding, "
+    "SymInt groups, str activation, float alpha"
 )
+
+define(f"conv({_CONV}) -> Tensor", conv)
+define(f"conv_moments({_CONV}) -> (Tensor, Tensor)", conv_moments)
 define(
     f"conv_pooled(Tensor x, Tensor weight, Tensor? bias, {_GEOMETRY}, SymInt groups, str activation, float alpha) -> (Tensor, Tensor)",
     conv_pooled,

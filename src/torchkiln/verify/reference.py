@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 
 from ..capture.arguments import Arguments
 from ..engine.structure import Structure
+from ..fp32_math import fp32_math
 
 
 class Reference:
@@ -38,12 +39,8 @@ class Reference:
 @contextmanager
 def full_float32() -> Iterator[None]:
     """float32 as it says: on a GPU, torch computes float32 convolutions in TF32 unless told otherwise."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    try:
+    with fp32_math("ieee"):
         yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def flat_tensors(result: Any) -> list[torch.Tensor]:

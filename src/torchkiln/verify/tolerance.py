@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 
 from ..dtypes import TOLERANCES
+from ..fp32_math import SWITCHES, uses_tf32
 
 #: float32 on a GPU where torch allows TF32, whose products have 10 bits of mantissa as fp16's.
 TF32_TOLERANCE = 1e-2
@@ -28,5 +29,5 @@ def tolerance_for(verify: bool | float | None, precisions: Iterable[torch.dtype]
     if verify is not True:
         return float(verify)
     tolerance = max(TOLERANCES.get(precision, 0.0) for precision in precisions)
-    tf32 = device.type == "cuda" and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
+    tf32 = device.type == "cuda" and any(uses_tf32(switch) for switch in SWITCHES)
     return max(tolerance, TF32_TOLERANCE) if tf32 else tolerance

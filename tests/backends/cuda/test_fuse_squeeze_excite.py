@@ -41,7 +41,7 @@ def fused(model, precision=None, run=fuse_squeeze_excite):
     return check(model, (2, 12, 7, 9), run=run, precision=precision)
 
 
-WHOLE = {"conv_pooled": 1, "getitem": 2, "squeeze_excite": 1, "view": 1, "conv": 1}
+WHOLE = {"conv_excite": 1, "getitem": 2, "view": 1, "conv": 1}
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -49,11 +49,10 @@ WHOLE = {"conv_pooled": 1, "getitem": 2, "squeeze_excite": 1, "view": 1, "conv":
 def test_whole_block(pool, precision):
     after = fused(Block(pool=pool), precision)
     assert ops(after) == WHOLE | ({"_to_copy": 2} if precision else {})
-    (gate,), (pooled,), (conv,) = calls(after, "squeeze_excite"), calls(after, "conv_pooled"), calls(after, "conv")
-    assert gate.args[5:] == ("relu", "sigmoid")
-    assert pooled.args[7:] == ("silu", 0.0)
-    assert gate.args[0].meta["val"].dtype == torch.float32
-    assert tuple(gate.args[1].meta["val"].shape) == (5, 12)
+    (excite,), (conv,) = calls(after, "conv_excite"), calls(after, "conv")
+    assert excite.args[11:] == ("silu", 0.0, "relu", "sigmoid")
+    assert [tuple(excite.args[index].meta["val"].shape) for index in (3, 5)] == [(5, 12), (12, 5)]
+    assert excite.meta["val"][1].dtype == (precision or torch.float32)
     assert tuple(conv.args[4].meta["val"].shape) == (2, 12, 1, 1)
 
 
@@ -71,8 +70,8 @@ def test_whole_block(pool, precision):
 def test_activations(options, activation, hidden, gate):
     after = fused(Block(**options))
     assert ops(after) == WHOLE
-    assert calls(after, "conv_pooled")[0].args[7] == activation
-    assert calls(after, "squeeze_excite")[0].args[5:] == (hidden, gate)
+    assert calls(after, "conv_excite")[0].args[11::2] == (activation, hidden)
+    assert calls(after, "conv_excite")[0].args[14] == gate
 
 
 @pytest.mark.parametrize("precision", [None, torch.float16])
@@ -92,7 +91,7 @@ def test_mean_of_another_convolution(groups, precision):
 def test_product_stays(projection, reason):
     after = fused(Block(projection=projection))
     assert ops(after)["mul"] == 1
-    assert ops(after)["squeeze_excite"] == ops(after)["conv_pooled"] == 1
+    assert ops(after)["conv_excite"] == 1
     assert not calls(after, "conv")
     assert reason in rejects(after)
 
@@ -118,7 +117,7 @@ def test_activation_read_elsewhere_too():
     assert ops(fused(Model())) == WHOLE | {"exp": 1}
 
 
-def test_convolution_read_before_its_activation_is_not_pooled():
+def test_convolution_read_before_its_activation_is_not_excited():
     class Model(Block):
         def forward(self, x):
             z = self.conv(x)
@@ -126,20 +125,20 @@ def test_convolution_read_before_its_activation_is_not_pooled():
             return self.projection(y * self.gate_of(y)), z
 
     after = fused(Model())
-    assert not calls(after, "conv_pooled")
+    assert not calls(after, "conv_excite")
     assert len(calls(after, "squeeze_excite")) == 1
 
 
 def test_refused_hidden_activations():
     after = fused(Block(hidden=F.leaky_relu))
-    assert not calls(after, "squeeze_excite")
+    assert not calls(after, "conv_excite")
     assert "leaky_relu" in rejects(after)
-    assert not calls(fused(Block(hidden=F.elu)), "squeeze_excite")
+    assert not calls(fused(Block(hidden=F.elu)), "conv_excite")
 
 
 def test_refused_gates():
-    assert not calls(fused(Block(gate=torch.tanh)), "squeeze_excite")
-    assert not calls(fused(Block(pool="mean", gate=lambda x: x)), "squeeze_excite")
+    assert not calls(fused(Block(gate=torch.tanh)), "conv_excite")
+    assert not calls(fused(Block(pool="mean", gate=lambda x: x)), "conv_excite")
 
 
 def test_hidden_value_read_elsewhere():
@@ -150,7 +149,7 @@ def test_hidden_value_read_elsewhere():
             return self.projection(y * self.gate(self.second(self.hidden(hidden)))), hidden
 
     after = fused(Model())
-    assert not calls(after, "squeeze_excite")
+    assert not calls(after, "conv_excite")
     assert "users" in rejects(after)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchkiln.backends.cuda.memory_plan import ALIGNMENT, Buffer, find_conflicts, lower_bound, plan_memory
+from torchkiln.backends.cuda.memory_plan import ALIGNMENT, Buffer, Handover, find_conflicts, lower_bound, plan_memory
 
 SIZES = st.one_of(st.integers(0, 5000), st.sampled_from([0, 256, 512, 4096]))
 
@@ -74,6 +74,65 @@ def test_live_tensors_do_not_overlap_with_streams(case):
         return not a_first and not all(j in before[i] for i in a.steps for j in b.steps)
 
     check_placement(buffers, plan_memory(buffers, lambda i, j: i in before[j]), together)
+
+
+@st.composite
+def programs(draw):
+    """Operations on streams, each of which writes a tensor and reads some; which tensors it could write over; and what is done before each step.
+
+    Tensor i is written by step i; what is read must be done before. An operation in place reads element by element.
+    """
+    count = draw(st.integers(2, 14))
+    streams = [draw(st.integers(0, 2)) for _ in range(count)]
+    reads = [sorted(draw(st.sets(st.integers(max(0, step - 5), step - 1), max_size=2))) if step else [] for step in range(count)]
+    before = []
+    for step in range(count):
+        direct = {i for i in range(step) if streams[i] == streams[step]} | set(reads[step])
+        before.append(direct.union(*(before[i] for i in direct)))
+    in_place = [[tensor for tensor in reads[step] if draw(st.booleans())] for step in range(count)]
+    sizes = [draw(st.sampled_from([100, 300, 1000])) for _ in range(count)]
+    return reads, before, in_place, sizes
+
+
+@given(programs(), st.randoms(use_true_random=False))
+@settings(deadline=None, max_examples=400)
+def test_every_legal_order_reads_what_was_written(program, generator):
+    """Runs the program byte range by byte range: a tensor that somebody overwrote too early is seen."""
+    reads, before, in_place, sizes = program
+    users = [[step for step in range(len(reads)) if tensor == step or tensor in reads[step]] for tensor in range(len(reads))]
+    buffers = [Buffer(size, min(steps), max(steps), tuple(steps)) for size, steps in zip(sizes, users, strict=True)]
+    handovers = [Handover(source, step, (step,)) for step, sources in enumerate(in_place) for source in sources]
+    placement = plan_memory(buffers, lambda i, j: i in before[j], handovers)
+    assert placement.arena_bytes <= plan_memory(buffers, lambda i, j: i in before[j]).arena_bytes
+    assert placement.tensor_bytes == sum(map(rounded, sizes))
+    places = [range(at, at + size) for at, size in zip(placement.offsets, sizes, strict=True)]
+    assert all(place.stop <= placement.arena_bytes for place in places)
+    holds = [None] * placement.arena_bytes
+    done = set()
+    while len(done) < len(reads):
+        step = generator.choice([s for s in range(len(reads)) if s not in done and before[s] <= done])
+        for tensor in reads[step]:
+            assert all(holds[byte] == tensor for byte in places[tensor]), (step, tensor)
+        shared = [tensor for tensor in reads[step] if set(places[tensor]) & set(places[step])]
+        assert all(tensor in in_place[step] and places[tensor] == places[step] for tensor in shared)
+        for byte in places[step]:
+            holds[byte] = step
+        done.add(step)
+
+
+def test_a_chain_in_place_is_one_buffer():
+    buffers = [Buffer(1000, step, step + 1) for step in range(6)]
+    handovers = [Handover(step, step + 1, (step + 1,)) for step in range(5)]
+    placement = plan_memory(buffers, None, handovers)
+    assert (placement.arena_bytes, placement.tensor_bytes, set(placement.offsets)) == (1024, 6 * 1024, {0})
+
+
+@pytest.mark.parametrize(("size", "later", "order"), [(999, 1, None), (1000, 3, None), (1000, 1, lambda i, j: (i, j) != (0, 2))])
+def test_not_in_place(size, later, order):
+    """Of another size; read again later; read by a step that is not done before."""
+    read = Buffer(1000, 0, later, (0, 1) if later == 1 else (0, 1, 3))
+    written = Buffer(size, 1, 2, (1, 2))
+    assert plan_memory([read, written], order, [Handover(0, 1, (1,))]).arena_bytes == 2048
 
 
 @given(st.lists(SIZES, min_size=1, max_size=40))

@@ -28,11 +28,12 @@ def layer_norm(x, dims=1, weight=True, bias=True, y=None, parameters=None, capab
     return Problem("layer_norm", (x, vector if weight else None, vector if bias else None), (y,), attributes, capability=capability)
 
 
-def group_norm(x, groups, weight=True, bias=True, residual=None, activation="none", y=None, parameters=None, capability=80):
+def group_norm(x, groups, weight=True, bias=True, residual=None, activation="none", y=None, parameters=None, capability=80, moments=False):
     vector = TensorSpec.contiguous(x.shape[1:2], parameters or x.dtype)
     y = y or x
     attributes = {"groups": groups, "eps": 1e-5, "activation": activation, "alpha": 0.1, "dtype": str(y.dtype).split(".")[1]}
-    inputs = (x, vector if weight else None, vector if bias else None, residual)
+    given = TensorSpec.contiguous((x.shape[0], 2, x.shape[1]), FLOAT) if moments else None
+    inputs = (x, vector if weight else None, vector if bias else None, residual, given)
     return Problem("group_norm", inputs, (y,), attributes, capability=capability)
 
 
@@ -108,11 +109,37 @@ def test_group_norm_of_values_far_from_zero(groups):
             torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    [((2, 12, 5, 7), 12), ((2, 12, 5, 7), 3), ((1, 10, 3, 4, 5), 10), ((2, 6, 3, 3, 5), 1), ((3, 20, 11), 4), ((1, 70, 7, 5), 14)],
+)
+def test_group_norm_of_given_moments(shape, groups, last):
+    """Any numbers will do for the moments: the kernel must use them, and not those of x."""
+    x = spec(shape, HALF, last)
+    for problem in (group_norm(x, groups, moments=True), group_norm(x, groups, True, False, x, "leaky_relu", parameters=FLOAT, moments=True)):
+        assert GroupNormOnChip().reject(problem) == "takes its own moments"
+        every(GroupNormSplit(), problem, 1e-3, level=0)
+        check(GroupNormSplit(), problem, {**SPLIT, "combine": False}, 1e-3)
+        check(GroupNormSplit(), problem, {**SPLIT, "combine": True}, 1e-3)
+
+
+def test_group_norm_of_given_moments_launches():
+    """One launch where no group has several channels, whatever the size."""
+    split = GroupNormSplit()
+    for groups, combined in ((48, {False}), (6, {False, True}), (1, {True})):
+        problem = group_norm(spec((1, 48, 96, 96, 96), HALF, True), groups, moments=True)
+        configs = split.configs(problem, 5)
+        assert {config["combine"] for config in configs} == (combined if groups > 1 else {False, True})
+        for config in configs:
+            assert len(split.recipe(problem, config).launches) == 1 + config["combine"]
+
+
 def test_group_norm_rejects():
     large = group_norm(spec((1, 4, 300, 300), HALF), 4)
     assert GroupNormOnChip().reject(large) == "groups of more than 32768 elements"
     assert GroupNormSplit().reject(group_norm(spec((1, 16384, 2, 2), HALF), 1)) == "groups of more than 8192 channels"
-    strided = Problem("group_norm", (large.inputs[0], TensorSpec((4,), (2,), HALF), None, None), large.outputs, large.attributes)
+    strided = Problem("group_norm", (large.inputs[0], TensorSpec((4,), (2,), HALF), None, None, None), large.outputs, large.attributes)
     assert GroupNormSplit().reject(strided) == "a weight or bias that is not contiguous"
 
 
@@ -125,6 +152,9 @@ def _cases():
     for shape, groups, last in [((8, 48, 96, 96, 96), 48, True), ((8, 48, 96, 96, 96), 48, False), ((2, 320, 64, 64), 32, True)]:
         problem = group_norm(spec(shape, HALF, last), groups, activation="silu", residual=spec(shape, HALF, last), capability=90)
         found += [(GroupNormSplit(), problem, config) for config in GroupNormSplit().configs(problem, 1)[:2]]
+    for groups in (48, 6):
+        problem = group_norm(spec((1, 48, 96, 96, 96), HALF, True), groups, activation="leaky_relu", moments=True, capability=90)
+        found.append((GroupNormSplit(), problem, GroupNormSplit().configs(problem, 0)[0]))
     for shape, groups, last in [
         ((8, 48, 6, 6, 6), 48, True),
         ((2, 1280, 8, 8), 32, True),

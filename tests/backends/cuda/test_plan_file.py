@@ -54,6 +54,7 @@ def bundle() -> Bundle:
         tensor_bytes=2048,
         counters=6,
         streams=2,
+        measured=((1, 20.5), (2, 19)),
     )
     codes = [Code(b"\x7fELF first", "k", 128, 0, False), Code(b"\x00second", "k2", 256, 90000, True)]
     return Bundle([plan, plan], codes, {"compute_capability": [9, 0], "gpu": "made up"}, (1, 8), (True,), [("pool", "too large")])
@@ -115,6 +116,12 @@ def _set(*path_and_value):
         _set("plans", 0, "steps", 0, 0, 0, "sideways"),
         _set("plans", 0, "steps", 0, 0, 2, [1, 1]),
         _set("plans", 0, "infos", 0, "speed", 9),
+        *[_set("plans", 0, "streams", streams) for streams in (0, 1, 5, 2.0, True, None)],
+        *[_set("plans", 0, "steps", 1, 2, stream) for stream in (-1, 2, 1.0, True, "1")],
+        *[_set("plans", 0, "steps", 1, 3, waits) for waits in ([1], [-1], [0.0], [False], [[0]], 0)],
+        _set("plans", 0, "steps", 1, 2, 0),  # waits for a step of its own stream
+        _set("plans", 0, "steps", 1, 0, 5, False),  # allocates on a side stream
+        *[_set("plans", 0, "measured", measured) for measured in (3, [3], [[1]], [["1", 2.0]], [[1, "2"]], [[1, None]])],
         _set("codes", 0, "size", 10**9),
         _set("codes", 0, "registers", 7),
         _set("rejects", [["where"]]),

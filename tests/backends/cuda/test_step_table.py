@@ -50,6 +50,12 @@ def test_steps_of_an_operation_that_do_not_follow_each_other():
     assert [row.steps for row in rows_of(plan_of([CONV, ADD], [1, 0, 1]), [1.0, 2.0, 3.0], None)] == [(0, 2), (1,)]
 
 
+def test_streams_of_an_operation():
+    plan = plan_of([CONV, ADD], [0, 1, 0])
+    plan.steps = [dataclasses.replace(step, stream=stream) for step, stream in zip(plan.steps, (2, 0, 0), strict=True)]
+    assert [row.streams for row in rows_of(plan, None, None)] == [(0, 2), (0,)]
+
+
 def test_operations_without_steps_or_time():
     assert rows_of(plan_of([CONV], []), [], ROOFLINE) == []
     (row,) = rows_of(plan_of([CONV], [0]), [0.0], ROOFLINE)

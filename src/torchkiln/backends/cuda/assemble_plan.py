@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from ...dtypes import dtype_name
-from .compile_kernel import Compiled
+from .compile_kernel import Compiled, with_scratch
 from .costs import bytes_of, flops_of
+from .dependencies import Access, dependencies
 from .measure import overlaps
-from .memory_plan import Buffer, plan_memory
+from .memory_plan import Buffer, Handover, plan_memory
 from .plan import Code, KernelStep, Plan, Step, StepInfo, Tensor, TorchStep
-from .recipe import Kernel, Launch, Recipe, Ref, TensorSpec, TorchCall, refs_in
+from .recipe import Kernel, Launch, Ref, TensorSpec, TorchCall, refs_in
+from .schedule_streams import UNKNOWN_US, Schedule, schedule
+from .step_order import order_of
 from .tactics.registry import TORCH
 from .trace import Operation, Storage, Trace, Value
 from .tuner import Choice
@@ -70,9 +73,31 @@ class _Slot:
     storage: Storage | None = None
 
 
+@dataclass(frozen=True)
+class _InPlace:
+    """An operation whose output may take the memory of an input: all its inputs that lie there are read in place."""
+
+    source: Storage
+    target: Storage
+    steps: tuple[int, ...]
+
+
 def assemble_plan(traced: Trace, choices: Sequence[Choice], codes: Codes, constants: Constants) -> Plan:
     """One stream, in the order of the operations."""
-    return _Assembler(traced, codes, constants).run(choices)
+    return assemble_plans(traced, choices, codes, constants, (1,))[0]
+
+
+def assemble_plans(traced: Trace, choices: Sequence[Choice], codes: Codes, constants: Constants, streams: Sequence[int]) -> list[Plan]:
+    """Plans on up to so many streams each, the fewest first; those on as many as a plan before are left out. The first is always there."""
+    assembler = _Assembler(traced, codes, constants)
+    for operation, choice in zip(traced.operations, choices, strict=True):
+        assembler.add(operation, choice)
+    schedules: list[Schedule] = []
+    for count in streams:
+        found = assembler.schedule(count)
+        if all(found.stream_count > before.stream_count for before in schedules):
+            schedules.append(found)
+    return [assembler.plan(found) for found in schedules]
 
 
 class _Assembler:
@@ -83,18 +108,40 @@ class _Assembler:
         self.infos: list[StepInfo] = []
         self.names: list[str] = []
         self.uses: dict[Storage, list[int]] = {}
+        self.accesses: list[list[Access]] = []
+        self.in_place: list[_InPlace] = []
         self.by_torch: dict[Storage, int] = {}
         self.counters = 0
         self.torch_results = 0
         self.output_of = {value.storage: index for index, value in enumerate(traced.outputs)}
 
-    def run(self, choices: Sequence[Choice]) -> Plan:
-        for operation, choice in zip(self.traced.operations, choices, strict=True):
-            self._operation(operation, choice)
+    def schedule(self, streams: int) -> Schedule:
+        """The steps on up to so many streams."""
+        count = [0] * len(self.infos)
+        for step in self.steps:
+            count[step.info] += 1
+        medians = [info.median_us for info in self.infos]
+        times = [UNKNOWN_US if (us := medians[step.info]) is None else us / count[step.info] for step in self.steps]
+        # What torch allocates belongs to the stream that it runs on; the caller's is the only one that is the same from its making to its end.
+        pinned = [isinstance(step.run, TorchStep) and not step.run.out for step in self.steps]
+        return schedule(dependencies(self.accesses), times, pinned, streams)
+
+    def plan(self, found: Schedule) -> Plan:
+        """The plan of all operations added, in this order."""
         outputs = tuple(self._slot(value) for value in self.traced.outputs)
-        storages = [s for s in self.uses if s.kind == "temporary" and s not in self.output_of and s not in self.by_torch]
-        buffers = [Buffer(s.span * s.dtype.itemsize, min(self.uses[s]), max(self.uses[s]), tuple(self.uses[s])) for s in storages]
-        placement = plan_memory(buffers)
+        steps = [replace(self.steps[s], stream=t, waits=w) for s, t, w in zip(found.order, found.streams, found.waits, strict=True)]
+        position = {step: at for at, step in enumerate(found.order)}
+        uses = {storage: sorted({position[step] for step in numbers}) for storage, numbers in self.uses.items()}
+        storages = [s for s in uses if s.kind == "temporary" and s not in self.output_of and s not in self.by_torch]
+        buffers = [Buffer(s.span * s.dtype.itemsize, uses[s][0], uses[s][-1], tuple(uses[s])) for s in storages]
+        index = {storage: at for at, storage in enumerate(storages)}
+        handovers = [
+            Handover(index[one.source], index[one.target], tuple(position[step] for step in one.steps))
+            for one in self.in_place
+            if one.source in index and one.target in index
+        ]
+        order = order_of(found.streams, found.waits) if found.stream_count > 1 else None
+        placement = plan_memory(buffers, order, handovers)
         at = dict(zip(storages, placement.offsets, strict=True))
         tensors = [self._placed(slot, at) for slot in self.slots]
         return Plan(
@@ -102,12 +149,13 @@ class _Assembler:
             outputs=tuple(v.spec for v in self.traced.outputs),
             output_tensors=outputs,
             tensors=tensors,
-            steps=self.steps,
+            steps=steps,
             infos=self.infos,
-            constants=self.names,
+            constants=list(self.names),
             arena_bytes=placement.arena_bytes,
             tensor_bytes=placement.tensor_bytes,
             counters=self.counters,
+            streams=found.stream_count,
         )
 
     def _placed(self, slot: _Slot, at: dict[Storage, int]) -> Tensor:
@@ -142,8 +190,9 @@ class _Assembler:
         self.slots.append(_Slot(place, index, offset, spec))
         return len(self.slots) - 1
 
-    def _operation(self, operation: Operation, choice: Choice) -> None:
-        recipe: Recipe = choice.option.recipe
+    def add(self, operation: Operation, choice: Choice) -> None:
+        """The steps of an operation, after those of the operations before."""
+        recipe = with_scratch(choice.option.recipe, choice.codes)
         problem = operation.problem
         offsets = problem.attributes.get("offsets", {}) if operation.region is not None else {}
         values: dict[str, Value] = {f"x{i}": v for i, v in enumerate(operation.inputs) if v is not None}
@@ -173,8 +222,21 @@ class _Assembler:
                 math=problem.math,
             )
         )
+        first = len(self.steps)
         for call in recipe.launches:
             self._step(call, operands, values, choice)
+        self._take_in_place(recipe.in_place, values, tuple(range(first, len(self.steps))))
+
+    def _take_in_place(self, pairs: Sequence[tuple[str, str]], values: dict[str, Value], steps: tuple[int, ...]) -> None:
+        """Note the inputs whose memory an output may take, as far as this operation goes; the memory plan sees to the others."""
+        for source, target in pairs:
+            x, y = values[source], values[target]
+            same = [name for name, value in values.items() if value.storage is x.storage]
+            # Another operand in the same memory is read elsewhere, unless it too is in place.
+            declared = all((name, target) in pairs for name in same)
+            whole = all(v.offset == 0 and v.spec.span == v.storage.span for v in (x, y))
+            if declared and whole and x.storage.kind == y.storage.kind == "temporary":
+                self.in_place.append(_InPlace(x.storage, y.storage, steps))
 
     def _constant(self, value: Value) -> torch.Tensor:
         tensor = self.traced.constants[value.storage.name]
@@ -182,20 +244,31 @@ class _Assembler:
 
     def _step(self, call: Launch | TorchCall, operands: dict[str, int], values: dict[str, Value], choice: Choice) -> None:
         number = len(self.steps)
+        self.accesses.append([])
         if isinstance(call, Launch):
-            self._use(call.operands, values, number)
+            self._use(call.operands, operands, values, number)
             code = self.codes.add(call.kernel, choice.codes[call.kernel])
             run: KernelStep | TorchStep = KernelStep(code, call.grid, tuple(operands[name] for name in call.operands))
         else:
-            self._use([ref.name for ref in refs_in((call.args, [v for _, v in call.kwargs]))], values, number)
+            self._use([ref.name for ref in refs_in((call.args, [v for _, v in call.kwargs]))], operands, values, number)
             results = () if call.out else tuple(self._result(name, operands, values, number) for name in call.results)
             run = TorchStep(call.op, _renamed(call.args, operands), tuple((k, _renamed(v, operands)) for k, v in call.kwargs), results, call.out)
         self.steps.append(Step(run, len(self.infos) - 1))
 
-    def _use(self, names: Sequence[str], values: dict[str, Value], number: int) -> None:
+    def _use(self, names: Sequence[str], operands: dict[str, int], values: dict[str, Value], number: int) -> None:
         for name in names:
+            # A launch does not say what it writes: what is not an input of the operation may be written.
+            is_input = name.startswith(("x", "packed."))
             if name in values:
                 self.uses.setdefault(values[name].storage, []).append(number)
+                self._access(name, values, not is_input)
+            elif not is_input:  # counters, or a value between two calls of torch
+                self.accesses[-1].append(Access(("slot", operands[name]), True))
+
+    def _access(self, name: str, values: dict[str, Value], writes: bool) -> None:
+        value = values[name]
+        memory: Hashable = ("storage", id(value.storage))
+        self.accesses[-1].append(Access(memory, writes, value.offset, value.spec))
 
     def _result(self, name: str, operands: dict[str, int], values: dict[str, Value], number: int) -> int:
         """Where a result of torch goes: its own memory is adopted, unless the tensor is a part of something larger or an output."""
@@ -203,9 +276,11 @@ class _Assembler:
             return -1
         if name not in values:  # a value between two calls of a reference
             operands[name] = self._fixed("value", self._new_result(), 0, TensorSpec((), (), torch.float32))
+            self.accesses[-1].append(Access(("slot", operands[name]), True))
             return operands[name]
         value = values[name]
         self.uses.setdefault(value.storage, []).append(number)
+        self._access(name, values, True)
         first_write = len(self.uses[value.storage]) == 1
         whole = value.offset == 0 and value.spec.span == value.storage.span
         if first_write and whole and value.storage not in self.output_of:

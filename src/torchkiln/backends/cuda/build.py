@@ -9,21 +9,28 @@ import torch
 from ...dtypes import precision_name
 from ...engine.artifact import Artifact
 from ...errors import BuildFailed
+from ...fp32_math import CONV, MATMUL, uses_tf32
 from ...log import STEPS, log
 from ...partition.segment import Segment
 from ...settings import CompileSettings
 from ..contract import Candidate
-from .assemble_plan import Codes, Constants, assemble_plan
+from .assemble_plan import Codes, Constants, assemble_plans
 from .batch_sizes import batch_sizes, check_rows_independent
+from .choose_streams import choose_streams
 from .passes.pipeline import fuse
 from .plan import Bundle, Plan, encode_bundle
-from .runtime import MATH_SWITCHES, describe_target
+from .runtime import describe_target
 from .specialize import specialize
+from .step_order import MAX_STREAMS
 from .tactics.registry import TORCH
 from .timing_cache import TimingCache
 from .trace import trace
 from .tuner import DEFAULT_LEVEL, tune
 from .worker_pool import WorkerPool
+
+#: Numbers of streams that a plan is measured on, from this optimization level on.
+STREAMS = (1, 2, MAX_STREAMS)
+STREAMS_LEVEL = 3
 
 
 def build(segment: Segment, candidate: Candidate, settings: CompileSettings) -> Artifact:
@@ -41,7 +48,12 @@ def build(segment: Segment, candidate: Candidate, settings: CompileSettings) -> 
         plans = [_plan(segment, size, candidate, settings, device, capability, cache, pool, codes, constants, rejects) for size in sizes or (0,)]
     bundle = Bundle(plans, codes.held, describe_target(device), sizes, dynamic_outputs, rejects)
     tensors = {name: tensor.detach() for name, tensor in constants.held.items() if any(name in plan.constants for plan in plans)}
-    metadata = {"precision": precision_name(candidate.precision), "arena_bytes": max(p.arena_bytes for p in plans), "steps": len(plans[0].steps)}
+    metadata = {
+        "precision": precision_name(candidate.precision),
+        "arena_bytes": max(p.arena_bytes for p in plans),
+        "steps": len(plans[0].steps),
+        "streams": max(p.streams for p in plans),
+    }
     return Artifact(encode_bundle(bundle), tensors, metadata, native_code=True)
 
 
@@ -78,7 +90,8 @@ def _plan(
     rejects += [reject for reject in found if reject not in rejects]
     if not traced.operations and not traced.outputs:
         raise BuildFailed(f"{segment.name}: nothing to compute")
-    plan = assemble_plan(traced, choices, codes, constants)
+    plans = assemble_plans(traced, choices, codes, constants, STREAMS if level >= STREAMS_LEVEL else (1,))
+    plan = choose_streams(plans, codes.held, constants.held, cache, device)
     log(STEPS, "cuda: %s: fused in %.1f s, tuned in %.1f s, %d steps", segment.name, fused - began, time.perf_counter() - fused, len(plan.steps))
     return plan
 
@@ -87,5 +100,4 @@ def _math(op: str, settings: CompileSettings) -> str:
     """How float32 products are computed: as torch's own switches say, unless TF32 was turned off for this build."""
     if settings.disable_tf32:
         return "ieee"
-    switch = MATH_SWITCHES[0 if "conv" in op else 1]
-    return "tf32" if switch.fp32_precision == "tf32" else "ieee"
+    return "tf32" if uses_tf32(CONV if "conv" in op else MATMUL) else "ieee"

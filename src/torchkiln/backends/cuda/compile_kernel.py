@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import linecache
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
 import torch
 
-from .recipe import Kernel
+from .recipe import Kernel, Launch, Recipe, TensorSpec
 
 _TYPES = {
     torch.float16: "fp16",
@@ -35,12 +37,20 @@ class Compiled:
         name: the entry point.
         shared_bytes: dynamic shared memory of a block.
         threads: threads of a block.
+        scratch_bytes: global memory that the code wants for each block, aligned to SCRATCH_ALIGNMENT.
     """
 
     code: bytes
     name: str
     shared_bytes: int
     threads: int
+    scratch_bytes: int = 0
+
+
+#: Global scratch memory starts at a multiple of this: what tensor descriptors, in 128 bytes each, need.
+SCRATCH_ALIGNMENT = 128
+#: The operand that is global scratch memory.
+_SCRATCH = "code"
 
 
 def compile_kernel(kernel: Kernel, capability: int) -> Compiled:
@@ -66,9 +76,29 @@ def compile_kernel(kernel: Kernel, capability: int) -> Compiled:
     )
     built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": kernel.num_warps, "num_stages": kernel.num_stages})
     metadata: Any = built.metadata
-    if getattr(metadata, "global_scratch_size", 0) or getattr(metadata, "num_ctas", 1) != 1:
-        raise ValueError(f"{kernel.function}: needs global scratch memory or a cluster, which launches do not provide")
-    return Compiled(built.asm["cubin"], metadata.name, metadata.shared, metadata.num_warps * 32)
+    if getattr(metadata, "profile_scratch_size", 0) or getattr(metadata, "num_ctas", 1) != 1:
+        raise ValueError(f"{kernel.function}: needs memory to profile or a cluster, which launches do not provide")
+    scratch = getattr(metadata, "global_scratch_size", 0)
+    if scratch % SCRATCH_ALIGNMENT or (scratch and SCRATCH_ALIGNMENT % metadata.global_scratch_align):
+        raise ValueError(f"{kernel.function}: needs {scratch} bytes of global scratch memory aligned to {metadata.global_scratch_align}")
+    return Compiled(built.asm["cubin"], metadata.name, metadata.shared, metadata.num_warps * 32, scratch)
+
+
+def with_scratch(recipe: Recipe, compiled: Mapping[Kernel, Compiled]) -> Recipe:
+    """The recipe with the global scratch memory that its code wants (where tensor descriptors are kept), a temporary like others.
+
+    Triton appends parameters for two scratch memories to a kernel's own, this one first: it is one more operand. Launches share it, as a kernel
+    writes only after its ``wait``, when those before have ended.
+    """
+    wanted = {launch: compiled[launch.kernel].scratch_bytes for launch in recipe.launches if isinstance(launch, Launch) and launch.kernel in compiled}
+    largest = max((math.prod(launch.grid) * each for launch, each in wanted.items()), default=0)
+    if not largest:
+        return recipe
+    launches = tuple(
+        replace(call, operands=(*call.operands, f"scratch.{_SCRATCH}")) if isinstance(call, Launch) and wanted.get(call) else call
+        for call in recipe.launches
+    )
+    return replace(recipe, launches=launches, scratch={**recipe.scratch, _SCRATCH: TensorSpec.contiguous((largest,), torch.uint8)})
 
 
 def jit_function(kernel: Kernel) -> Any:

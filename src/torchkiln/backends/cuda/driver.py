@@ -69,10 +69,11 @@ class Function:
 
         Args:
             grid: blocks in three dimensions.
-            pointers: device addresses, the kernel's arguments.
+            pointers: device addresses, the kernel's arguments; global scratch memory last, for code that wants it.
             overlap: False: start only when everything before in the stream is done, even if the kernel could wait itself.
         """
-        # Triton appends two pointers to scratch memory, which compile_kernel makes sure is not needed.
+        # Triton appends two pointers to scratch memory: global, which is among the pointers where it is wanted, and the profiler's, which
+        # compile_kernel refuses. The driver reads as many as the kernel has.
         values = (ctypes.c_void_p * (len(pointers) + 2))(*pointers, None, None)
         addresses = (ctypes.c_void_p * len(values))(*(ctypes.addressof(values) + i * ctypes.sizeof(ctypes.c_void_p) for i in range(len(values))))
         attribute = _Attribute(id=_PROGRAMMATIC_STREAM_SERIALIZATION, value=1)

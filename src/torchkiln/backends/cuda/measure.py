@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from ...errors import BuildFailed
-from .compile_kernel import Compiled
+from ...fp32_math import set_fp32_math
+from .compile_kernel import Compiled, with_scratch
 from .driver import Function, load_function
 from .recipe import Kernel, Launch, Recipe, TensorSpec
 from .run_recipe import run_recipe
@@ -61,7 +62,7 @@ def measure(job: Job, device: torch.device) -> Iterator[Outcome]:
     generator = torch.Generator(device).manual_seed(0)
     inputs = {f"x{i}": _random(spec, generator) for i, spec in enumerate(job.inputs) if spec is not None}
     expected = _reference(job, inputs)
-    set_math(job.math)
+    set_fp32_math(job.math)
     for recipe in job.recipes:
         try:
             yield _measure_one(job, recipe, inputs, expected, device)
@@ -70,20 +71,15 @@ def measure(job: Job, device: torch.device) -> Iterator[Outcome]:
             yield Outcome(None, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
 
 
-def set_math(math: str) -> None:
-    """Let torch's own float32 products use TF32, or not."""
-    torch.backends.cuda.matmul.allow_tf32 = math == "tf32"
-    torch.backends.cudnn.allow_tf32 = math == "tf32"
-
-
 def _reference(job: Job, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    set_math("ieee")
+    set_fp32_math("ieee")
     operands = dict(inputs) | {f"y{i}": _empty(spec, inputs) for i, spec in enumerate(job.outputs)}
     run_recipe(job.reference, {}, operands, torch.cuda.current_stream().cuda_stream)
     return [operands[f"y{i}"] for i in range(len(job.outputs))]
 
 
 def _measure_one(job: Job, recipe: Recipe, inputs: dict[str, torch.Tensor], expected: Sequence[torch.Tensor], device: torch.device) -> Outcome:
+    recipe = with_scratch(recipe, job.compiled)
     functions = {launch.kernel: _load(job.compiled[launch.kernel], launch.kernel, device) for launch in recipe.launches if isinstance(launch, Launch)}
     counters = torch.zeros(max(recipe.counters, 1), dtype=torch.int32, device=device)
     first = _operands(job, recipe, inputs, counters)

@@ -28,7 +28,7 @@ class Buffer:
     steps: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        touched = self.steps or (self.first_step, self.last_step)
+        touched = _steps(self)
         if self.size_bytes < 0 or (min(touched), max(touched)) != (self.first_step, self.last_step):
             raise ValueError(f"not a buffer: {self}")
 
@@ -48,14 +48,75 @@ class Placement:
     tensor_bytes: int
 
 
-def plan_memory(buffers: Sequence[Buffer], order_before: Callable[[int, int], bool] | None = None) -> Placement:
+@dataclass(frozen=True)
+class Handover:
+    """A buffer that may take over another's memory.
+
+    Attributes:
+        source, target: numbers of buffers: what is read, and what is written in its place.
+        steps: those that do so; they may touch both.
+    """
+
+    source: int
+    target: int
+    steps: tuple[int, ...]
+
+
+def plan_memory(buffers: Sequence[Buffer], order_before: Callable[[int, int], bool] | None = None, handovers: Sequence[Handover] = ()) -> Placement:
     """Place every buffer.
 
     Args:
         order_before: with several streams: ``order_before(i, j)``, for i < j: whether step i is done before step j starts. Two buffers share memory
             only if every step that touches one is before every step that touches the other. None: steps run in the order of their numbers, one
             at a time. Steps that a step waits for must have lower numbers.
+        handovers: each is taken where both buffers are of one size and every other step that touches the source is before every step that
+            touches the target; none where the arena would be larger with them. It keeps more of the memory in the L2 cache, too.
     """
+    apart = _plan(buffers, order_before)
+    groups = _merge(buffers, order_before, handovers)
+    if len(groups) == len(buffers):
+        return apart
+    merged = []
+    for group in groups:
+        steps = tuple(sorted({step for index in group for step in _steps(buffers[index])}))
+        merged.append(Buffer(buffers[group[0]].size_bytes, steps[0], steps[-1], steps))
+    together = _plan(merged, order_before)
+    if together.arena_bytes > apart.arena_bytes:
+        return apart
+    at = {index: offset for group, offset in zip(groups, together.offsets, strict=True) for index in group}
+    return Placement(tuple(at[index] for index in range(len(buffers))), together.arena_bytes, apart.tensor_bytes)
+
+
+def _steps(buffer: Buffer) -> tuple[int, ...]:
+    return buffer.steps or (buffer.first_step, buffer.last_step)
+
+
+def _merge(buffers: Sequence[Buffer], order_before: Callable[[int, int], bool] | None, handovers: Sequence[Handover]) -> list[list[int]]:
+    """Buffers in groups, each of which is one memory."""
+    group_of = {index: [index] for index in range(len(buffers))}
+    before = order_before or (lambda i, j: i < j)
+
+    def is_done(index: int, other: int, handover: Handover) -> bool:
+        both = (index, other) == (handover.source, handover.target)
+        earlier = set(_steps(buffers[index])) - (set(handover.steps) if both else set())
+        return all(i < j and before(i, j) for i in earlier for j in _steps(buffers[other]))
+
+    for handover in handovers:
+        first, second = group_of[handover.source], group_of[handover.target]
+        same_size = buffers[handover.source].size_bytes == buffers[handover.target].size_bytes
+        if first is second or not same_size or not all(is_done(i, j, handover) for i in first for j in second):
+            continue
+        first += second
+        for index in second:
+            group_of[index] = first
+    found: list[list[int]] = []
+    for index in range(len(buffers)):
+        if group_of[index][0] == index:
+            found.append(group_of[index])
+    return found
+
+
+def _plan(buffers: Sequence[Buffer], order_before: Callable[[int, int], bool] | None) -> Placement:
     sizes = [-(-buffer.size_bytes // ALIGNMENT) * ALIGNMENT for buffer in buffers]
     conflicts = find_conflicts(buffers, order_before)
     offsets = [0] * len(buffers)
@@ -87,7 +148,7 @@ def lower_bound(buffers: Sequence[Buffer]) -> int:
 def find_conflicts(buffers: Sequence[Buffer], order_before: Callable[[int, int], bool] | None = None) -> list[list[int]]:
     """For each buffer, those that must not share its memory. Buffers of no bytes have no conflicts."""
     conflicts: list[list[int]] = [[] for _ in buffers]
-    touched = [sum(1 << step for step in set(buffer.steps or (buffer.first_step, buffer.last_step))) for buffer in buffers]
+    touched = [sum(1 << step for step in set(_steps(buffer))) for buffer in buffers]
     done = _done_before(buffers, order_before) if order_before is not None else []
     by_start = sorted((i for i, buffer in enumerate(buffers) if buffer.size_bytes), key=lambda i: buffers[i].first_step)
     for position, later in enumerate(by_start):
@@ -103,12 +164,12 @@ def find_conflicts(buffers: Sequence[Buffer], order_before: Callable[[int, int],
 
 def _done_before(buffers: Sequence[Buffer], order_before: Callable[[int, int], bool]) -> list[int]:
     """For each buffer, the set of steps (as bits) that are done before any step that touches it."""
-    all_steps = sorted({step for buffer in buffers for step in buffer.steps or (buffer.first_step, buffer.last_step)})
+    all_steps = sorted({step for buffer in buffers for step in _steps(buffer)})
     before = {j: sum(1 << i for i in all_steps if i < j and order_before(i, j)) for j in all_steps}
     done = []
     for buffer in buffers:
         common = -1
-        for step in buffer.steps or (buffer.first_step, buffer.last_step):
+        for step in _steps(buffer):
             common &= before[step]
         done.append(common)
     return done

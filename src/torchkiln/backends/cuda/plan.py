@@ -11,8 +11,9 @@ from typing import Any
 from ...dtypes import dtype_name, parse_dtype
 from ...errors import BuildFailed, CorruptEngineFile
 from .recipe import Ref, TensorSpec
+from .step_order import MAX_STREAMS
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 
 #: Where a tensor's memory is: a caller's input, a stored constant, the arena, an output that the caller will own, the zeroed counters, or memory that
 #: a torch operator allocated itself; a "value" is such a result between two calls of torch, in whatever layout it came.
@@ -121,6 +122,8 @@ class Plan:
     """Bytes of all temporaries together: what the arena would be if no memory were shared."""
     counters: int
     streams: int = 1
+    measured: tuple[tuple[int, float], ...] = ()
+    """Microseconds of the whole plan in a CUDA graph on each number of streams that was tried; empty where there was no choice."""
 
 
 @dataclass
@@ -151,7 +154,7 @@ def encode_bundle(bundle: Bundle) -> bytes:
         "dynamic_outputs": bundle.dynamic_outputs,
         "rejects": bundle.rejects,
         "codes": [{**{k: v for k, v in asdict(code).items() if k != "blob"}, "size": len(code.blob)} for code in bundle.codes],
-        "plans": [_encode_plan(plan) for plan in bundle.plans],
+        "plans": [encode_plan(plan) for plan in bundle.plans],
     }
     text = json.dumps(header, separators=(",", ":")).encode()
     return b"".join([struct.pack("<Q", len(text)), text, *(code.blob for code in bundle.codes)])
@@ -199,7 +202,8 @@ def _split(payload: bytes) -> tuple[dict[str, Any], memoryview]:
     return header, view[8 + size :]
 
 
-def _encode_plan(plan: Plan) -> dict[str, Any]:
+def encode_plan(plan: Plan) -> dict[str, Any]:
+    """As JSON values."""
     return {
         "inputs": [spec.as_json() for spec in plan.inputs],
         "outputs": [spec.as_json() for spec in plan.outputs],
@@ -212,6 +216,7 @@ def _encode_plan(plan: Plan) -> dict[str, Any]:
         "tensor_bytes": plan.tensor_bytes,
         "counters": plan.counters,
         "streams": plan.streams,
+        "measured": plan.measured,
     }
 
 
@@ -228,10 +233,29 @@ def _decode_plan(data: dict[str, Any]) -> Plan:
         tensor_bytes=data["tensor_bytes"],
         counters=data["counters"],
         streams=data["streams"],
+        measured=tuple((streams, median_us) for streams, median_us in data["measured"]),
     )
     if any(tensor.place not in PLACES for tensor in plan.tensors):
         raise CorruptEngineFile("cuda plan: a tensor in an unknown place")
+    _check_streams(plan)
     return plan
+
+
+def _check_streams(plan: Plan) -> None:
+    """Raises CorruptEngineFile unless every step is on a stream there is and waits for earlier steps of other streams only."""
+    if type(plan.streams) is not int or not 1 <= plan.streams <= MAX_STREAMS:
+        raise CorruptEngineFile(f"cuda plan: expected 1 to {MAX_STREAMS} streams, got {plan.streams!r:.50}")
+    for number, step in enumerate(plan.steps):
+        if type(step.stream) is not int or not 0 <= step.stream < plan.streams:
+            raise CorruptEngineFile(f"cuda plan: step {number}: expected a stream below {plan.streams}, got {step.stream!r:.50}")
+        for wait in step.waits:
+            if type(wait) is not int or not 0 <= wait < number or plan.steps[wait].stream == step.stream:
+                raise CorruptEngineFile(f"cuda plan: step {number}: expected to wait for earlier steps of other streams, got {wait!r:.50}")
+        if step.stream and isinstance(step.run, TorchStep) and not step.run.out:
+            raise CorruptEngineFile(f"cuda plan: step {number}: {step.run.op!r:.100} allocates, so it must be on stream 0, not {step.stream}")
+    for tried in plan.measured:
+        if [type(value) for value in tried] not in ([int, float], [int, int]):
+            raise CorruptEngineFile(f"cuda plan: expected numbers of streams and their times, got {tried!r:.100}")
 
 
 def _spec(data: Sequence[Any]) -> TensorSpec:

@@ -186,12 +186,19 @@ class Packed:
 
 @dataclass
 class Recipe:
-    """How to run a problem: launches in order, and the buffers they need besides the operands."""
+    """How to run a problem: launches in order, and the buffers they need besides the operands.
+
+    Attributes:
+        in_place: (input, output) operands that may be one memory: every program reads of the input, besides what nothing depends on, only the
+            elements that it writes of the output, and before it writes them. The same strides and element size are the tactic's to check;
+            that nothing else reads the input is the plan's.
+    """
 
     launches: tuple[Launch | TorchCall, ...]
     scratch: dict[str, TensorSpec] = field(default_factory=dict)
     packed: dict[str, Packed] = field(default_factory=dict)
     counters: int = 0
+    in_place: tuple[tuple[str, str], ...] = ()
 
 
 class Tactic(Protocol):

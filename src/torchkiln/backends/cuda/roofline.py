@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ...fp32_math import fp32_math
 from ...log import REJECTS, SUMMARY, log
 from ...replace_file import replace_file
 from .driver import _driver
@@ -129,12 +130,8 @@ def _matmul_flops_per_s(arithmetic: str, device: torch.device) -> float:
         size //= 2
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = arithmetic == "tf32"
-    try:
+    with fp32_math("tf32" if arithmetic == "tf32" else "ieee"):
         return 2 * size**3 / _seconds(lambda: torch.mm(a, b, out=out))
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _seconds(call: Callable[[], object]) -> float:

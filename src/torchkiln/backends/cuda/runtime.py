@@ -11,10 +11,13 @@ import torch
 
 from ...engine.artifact import Artifact
 from ...errors import CorruptEngineFile, TargetMismatch
+from ...fp32_math import SWITCHES, set_fp32_math
 from .driver import Function, load_function
 from .plan import Bundle, KernelStep, Plan, Step, Tensor, decode_bundle
 from .recipe import ALIGNMENT_BYTES, TensorSpec, refs_in
 from .run_recipe import as_sequence, call_op, resolve
+from .side_streams import side_streams
+from .step_order import order_of
 
 #: Sets of counters for captured graphs; one more capture than this has its counters zeroed in the graph.
 SPARE_COUNTERS = 4
@@ -110,6 +113,7 @@ class LoadedPlan:
         except KeyError as error:
             raise CorruptEngineFile(f"cuda plan: a constant is missing: {error}") from error
         self._last_use = _last_uses(plan)
+        self._awaited = {wait for step in plan.steps for wait in step.waits}
         self.calls_torch = any(not isinstance(step.run, KernelStep) for step in plan.steps)
         count = SPARE_COUNTERS if device.type == "cuda" and plan.counters else 0
         self._held_counters: list[torch.Tensor] = []
@@ -123,20 +127,20 @@ class LoadedPlan:
         return torch.zeros(self.plan.counters * 4, dtype=torch.uint8, device=self._device)
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Launch all steps on the current stream; the outputs are fresh tensors."""
+        """Launch all steps, in the order of the current stream for all that is outside; the outputs are fresh tensors."""
         return self.start(inputs).run_all()
 
     def start(self, inputs: Sequence[torch.Tensor]) -> Memory:
         """Memory for one run, nothing launched yet."""
         return Memory(self, inputs)
 
-    def launcher(self, step: Step, memory: Memory) -> Callable[[int], None]:
-        """A function of a stream handle that launches the step."""
+    def launcher(self, step: Step, memory: Memory, *, overlap: bool = True) -> Callable[[int], None]:
+        """A function of a stream handle that launches the step; ``overlap``: see ``Function.launch``."""
         run = step.run
         if isinstance(run, KernelStep):
             function, grid = self._functions[run.code], run.grid
             pointers = [memory.address(index) for index in run.operands]
-            return lambda stream: function.launch(grid, pointers, stream)
+            return lambda stream: function.launch(grid, pointers, stream, overlap=overlap)
         device = self._device
 
         def call(stream: int) -> None:
@@ -149,6 +153,37 @@ class LoadedPlan:
                         memory.put(index, result)
 
         return call
+
+
+class _Lanes:
+    """The streams of one run: the current one, and those beside it.
+
+    Programmatic dependent launch orders a kernel only behind the one in front of it on its stream. That is enough on one stream, where each kernel
+    waited for the one before. A kernel that comes first in the run or after an event does not overlap: it starts when all before it is done.
+    """
+
+    def __init__(self, sides: Sequence[torch.cuda.Stream]) -> None:
+        self.streams = [torch.cuda.current_stream(), *sides]
+        self.events: dict[int, torch.cuda.Event] = {}
+        self._start = self.streams[0].record_event() if sides else None
+        self._entered: set[int] = set()
+
+    def enter(self, step: Step) -> tuple[torch.cuda.Stream, bool]:
+        """The step's stream, made to wait for what the step waits for; and whether a kernel may overlap what is in front of it."""
+        stream = self.streams[step.stream]
+        is_first = step.stream not in self._entered
+        if is_first and step.stream and not step.waits:  # what it would wait for otherwise is after the start
+            assert self._start is not None
+            stream.wait_event(self._start)
+        for wait in step.waits:
+            stream.wait_event(self.events[wait])
+        self._entered.add(step.stream)
+        return stream, not is_first and not step.waits
+
+    def join(self) -> None:
+        """What the caller launches next comes after all steps."""
+        for number in sorted(self._entered - {0}):
+            self.streams[0].wait_stream(self.streams[number])
 
 
 class Memory:
@@ -165,16 +200,28 @@ class Memory:
         self._by_torch: dict[int, torch.Tensor] = {}
 
     def run_all(self) -> list[torch.Tensor]:
-        """Launch every step on the current stream, dropping what torch allocated after its last reader."""
-        stream = torch.cuda.current_stream().cuda_stream
-        with own_flags() if self._loaded.calls_torch else nullcontext() as set_math:
-            for number, step in enumerate(self._plan.steps):
-                if not isinstance(step.run, KernelStep):
-                    assert set_math is not None, "torch is called"
-                    set_math(self._plan.infos[step.info].math)
-                self._loaded.launcher(step, self)(stream)
-                for index in self._loaded._last_use[number]:
-                    self._by_torch.pop(index, None)
+        """Launch every step on the current stream and on side streams that start and end in its order, dropping what torch allocated after its
+        last reader."""
+        plan, loaded = self._plan, self._loaded
+        flags = own_flags() if loaded.calls_torch else nullcontext()
+        with flags as set_math, side_streams(loaded._device, plan.streams - 1) as sides:
+            lanes = _Lanes(sides)
+            try:
+                for number, step in enumerate(plan.steps):
+                    stream, overlap = lanes.enter(step)
+                    if not isinstance(step.run, KernelStep):
+                        assert set_math is not None, "torch is called"
+                        set_math(plan.infos[step.info].math)
+                        with torch.cuda.stream(stream) if step.stream else nullcontext():
+                            loaded.launcher(step, self)(stream.cuda_stream)
+                    else:
+                        loaded.launcher(step, self, overlap=overlap)(stream.cuda_stream)
+                    if number in loaded._awaited:
+                        lanes.events[number] = stream.record_event()
+                    for index in loaded._last_use[number]:
+                        self._by_torch.pop(index, None)
+            finally:
+                lanes.join()
         return self.outputs
 
     def address(self, index: int) -> int:
@@ -233,15 +280,22 @@ def _as_expected(value: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
 
 
 def _last_uses(plan: Plan) -> list[list[int]]:
-    """For each step, the memory that torch allocated and that nothing reads after it."""
-    last: dict[int, int] = {}
+    """For each step, the memory that torch allocated and that can go when the step is launched.
+
+    torch gives it to what comes next on the stream that it was allocated on, the caller's: it goes when all that touch it are done before that.
+    """
+    touched: dict[int, list[int]] = {}
     for number, step in enumerate(plan.steps):
         for index in tensors_of(step):
             if plan.tensors[index].place in ("torch", "value"):
-                last[plan.tensors[index].index] = number
+                touched.setdefault(plan.tensors[index].index, []).append(number)
+    before = order_of([step.stream for step in plan.steps], [step.waits for step in plan.steps])
     found: list[list[int]] = [[] for _ in plan.steps]
-    for index, number in last.items():
-        found[number].append(index)
+    for index, numbers in touched.items():
+        for number in range(numbers[-1], len(plan.steps)):
+            if not plan.steps[number].stream and all(other == number or before(other, number) for other in numbers):
+                found[number].append(index)
+                break  # without such a step it goes with the run's other memory, after the streams have joined
     return found
 
 
@@ -252,10 +306,6 @@ def tensors_of(step: Step) -> list[int]:
         return list(run.operands)
     found: list[int] = [index for index in run.results if index >= 0]
     return found + [int(ref.name) for ref in refs_in((run.args, run.kwargs))]
-
-
-#: The switches of float32 products, by what they are for: "tf32", "ieee", or what torch has as its default.
-MATH_SWITCHES: tuple[Any, ...] = (getattr(torch.backends.cudnn, "conv"), torch.backends.cuda.matmul)  # noqa: B009  (the module's type lacks it)
 
 
 class own_flags:
@@ -269,18 +319,14 @@ class own_flags:
     def __enter__(self) -> Callable[[str], None]:
         self._lock.acquire()
         self._benchmark = torch.backends.cudnn.benchmark
-        self._math = [switch.fp32_precision for switch in MATH_SWITCHES]
+        self._math = [switch.fp32_precision for switch in SWITCHES]
         torch.backends.cudnn.benchmark = False
-        return self._set
-
-    def _set(self, math: str) -> None:
-        for switch in MATH_SWITCHES:
-            switch.fp32_precision = math
+        return set_fp32_math
 
     def __exit__(self, *_: object) -> None:
         try:
             torch.backends.cudnn.benchmark = self._benchmark
-            for switch, math in zip(MATH_SWITCHES, self._math, strict=True):
+            for switch, math in zip(SWITCHES, self._math, strict=True):
                 switch.fp32_precision = math
         finally:
             self._lock.release()

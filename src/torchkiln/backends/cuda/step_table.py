@@ -35,6 +35,7 @@ class Row:
 
     Attributes:
         steps: numbers of its steps in the plan, from 0.
+        streams: on which they run, 0 being the caller's.
         median_us: of the whole operation.
         bytes_per_s, flops_per_s: what it must move and compute at least, over that time.
         roofline_share: the least time that the GPU needs for it, over that time. Data that lie in the L2 cache can bring it above 1.
@@ -54,6 +55,7 @@ class Row:
     flops_per_s: float | None
     roofline_share: float | None
     total_share: float | None
+    streams: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,9 @@ class StepTable:
         arena_bytes, tensor_bytes: of the memory that temporaries share, and of the temporaries together.
         tactics: number of steps by tactic, most first.
         rejects: what was not fused, or left to torch: (where, why). Of all batch sizes.
+        streams: how many the plan runs on.
+        stream_times_us: of the whole plan in a CUDA graph when it was built, by the number of streams; empty where there was nothing to run beside
+            something else, or nothing was tried.
     """
 
     targets: tuple[str, ...]
@@ -84,6 +89,8 @@ class StepTable:
     tensor_bytes: int
     tactics: dict[str, int]
     rejects: list[tuple[str, str]]
+    streams: int = 1
+    stream_times_us: tuple[tuple[int, float], ...] = ()
 
     @property
     def total_us(self) -> float | None:
@@ -108,10 +115,13 @@ def rows_of(plan: Plan, times_us: Sequence[float] | None, roofline: Roofline | N
         steps.setdefault(step.info, []).append(number)
     times = {index: plan.infos[index].median_us if times_us is None else sum(times_us[n] for n in numbers) for index, numbers in steps.items()}
     total = sum(time for time in times.values() if time is not None)
-    return [_row(tuple(numbers), plan.infos[index], times[index], total, roofline) for index, numbers in steps.items()]
+    streams = {index: tuple(sorted({plan.steps[n].stream for n in numbers})) for index, numbers in steps.items()}
+    return [_row(tuple(numbers), streams[index], plan.infos[index], times[index], total, roofline) for index, numbers in steps.items()]
 
 
-def _row(steps: tuple[int, ...], info: StepInfo, median_us: float | None, total_us: float, roofline: Roofline | None) -> Row:
+def _row(
+    steps: tuple[int, ...], streams: tuple[int, ...], info: StepInfo, median_us: float | None, total_us: float, roofline: Roofline | None
+) -> Row:
     least_us = None if roofline is None else roofline.time_us(info.bytes, info.flops, arithmetic_of(info))
 
     def over_time(amount: float | None) -> float | None:
@@ -131,6 +141,7 @@ def _row(steps: tuple[int, ...], info: StepInfo, median_us: float | None, total_
         flops_per_s=over_time(info.flops * 1e6),
         roofline_share=over_time(least_us),
         total_share=median_us / total_us if median_us is not None and total_us else None,
+        streams=streams,
     )
 
 
@@ -218,6 +229,8 @@ def _table(contents: EngineContents, segment: EngineSegment, batch: int | None, 
         tensor_bytes=plan.tensor_bytes,
         tactics=dict(Counter(plan.infos[step.info].tactic for step in plan.steps).most_common()),
         rejects=bundle.rejects,
+        streams=plan.streams,
+        stream_times_us=plan.measured,
     )
 
 

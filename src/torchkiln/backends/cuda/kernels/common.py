@@ -6,6 +6,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .activations import INTERPRETED, gelu, gelu_tanh, sigmoid, silu
+
 
 @triton.jit
 def begin(PDL: tl.constexpr):
@@ -30,19 +32,26 @@ def wait(PDL: tl.constexpr):
 
 
 @triton.jit
-def activate(x, ACTIVATION: tl.constexpr, ALPHA: tl.constexpr):
-    """``x`` (float32) through the activation of that name."""
+def prefetch(pointers):
+    """Ask for the lines of memory at ``pointers`` to be brought into L2: of weights, before ``wait``, while the kernel in front still runs."""
+    if not INTERPRETED:
+        code: tl.constexpr = "{ prefetch.global.L2 [$1]; mov.b32 $0, 0; }"
+        tl.inline_asm_elementwise(code, "=r,l", [pointers.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def activate(x, ACTIVATION: tl.constexpr, ALPHA: tl.constexpr, PRECISE: tl.constexpr = True):
+    """``x`` (float32) through the activation of that name; PRECISE: for a result that is kept in float32."""
     if ACTIVATION == "relu":
         x = tl.where(x < 0, 0.0, x)  # and not maximum: a NaN stays one
     elif ACTIVATION == "relu6":
         x = tl.where(x < 0, 0.0, tl.where(x > 6, 6.0, x))
     elif ACTIVATION == "silu":
-        x = x / (1.0 + tl.exp(-x))
+        x = silu(x)
     elif ACTIVATION == "gelu":
-        x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+        x = gelu(x, PRECISE)
     elif ACTIVATION == "gelu_tanh":
-        t = 2.0 / (1.0 + tl.exp(-2.0 * (0.7978845608028654 * (x + 0.044715 * x * x * x)))) - 1.0
-        x = 0.5 * x * (1.0 + t)
+        x = gelu_tanh(x)
     elif ACTIVATION == "hardswish":
         x = x * tl.minimum(tl.maximum(x + 3.0, 0.0), 6.0) / 6.0
     elif ACTIVATION == "hardsigmoid":
@@ -50,9 +59,9 @@ def activate(x, ACTIVATION: tl.constexpr, ALPHA: tl.constexpr):
     elif ACTIVATION == "leaky_relu":
         x = tl.where(x > 0, x, x * ALPHA)
     elif ACTIVATION == "sigmoid":
-        x = 1.0 / (1.0 + tl.exp(-x))
+        x = sigmoid(x)
     elif ACTIVATION == "tanh":
-        x = 2.0 / (1.0 + tl.exp(-2.0 * x)) - 1.0
+        x = 2.0 * sigmoid(2.0 * x) - 1.0
     else:
         tl.static_assert(ACTIVATION == "none", "unknown activation")
     return x

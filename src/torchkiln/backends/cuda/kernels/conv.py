@@ -5,7 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import activate, begin, release, wait
+from .common import activate, begin, prefetch, release, wait
+from .moments import store_moments
 
 
 @triton.jit
@@ -18,6 +19,7 @@ def conv_gemm(
     y_ptr,
     partial_ptr,
     counter_ptr,
+    parts_ptr,
     M: tl.constexpr,
     CI: tl.constexpr,
     CO: tl.constexpr,
@@ -59,6 +61,7 @@ def conv_gemm(
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     HAS_SCALE: tl.constexpr,
+    MOMENTS: tl.constexpr,
     POINTWISE: tl.constexpr,
     FLAT: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -70,6 +73,7 @@ def conv_gemm(
     GROUP_M: tl.constexpr,
     SPLIT: tl.constexpr,
     EARLY: tl.constexpr,
+    PREFETCH: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """y[n, :, od, oh, ow] = activation(sum over taps and channels of x * scale * w + bias + residual).
@@ -82,14 +86,20 @@ def conv_gemm(
     scale: [N, CI], for GROUPS == 1.
     partial: with SPLIT > 1, float32 [tiles, SPLIT, BM, BN]; the last program of a tile to arrive adds them up, in order.
     counter: int32 [tiles], zero before and after.
+    parts: with MOMENTS, float32 [N, tiles of an image, 3, GROUPS * CO]: the moments of every tile of y (see kernels/moments.py), which then has
+        positions of one image only.
     EARLY: ask for the residual before the products, so that it arrives while they are computed.
+    PREFETCH: ask for the weights while the kernel in front still runs: for grids of which all programs start at once.
     Grid: (tiles of M times tiles of CO, GROUPS, SPLIT).
     """
     release(PDL)
     pid = tl.program_id(0)
     group = tl.program_id(1)
     split = tl.program_id(2)
-    tiles_m: tl.constexpr = (M + BM - 1) // BM
+    # The rows that tiles divide: all, or those of one image.
+    span: tl.constexpr = OD * OH * OW if MOMENTS else M
+    tiles_span: tl.constexpr = (span + BM - 1) // BM
+    tiles_m: tl.constexpr = tiles_span * (M // span)
     tiles_n: tl.constexpr = (CO + BN - 1) // BN
     in_band: tl.constexpr = GROUP_M * tiles_n
     first_m = (pid // in_band) * GROUP_M
@@ -97,9 +107,14 @@ def conv_gemm(
     tile_m = first_m + (pid % in_band) % band_m
     tile_n = (pid % in_band) // band_m
 
-    rows = tile_m * BM + tl.arange(0, BM)
     columns = tile_n * BN + tl.arange(0, BN)
-    row_ok = rows < M
+    if span == M or span % BM == 0:
+        rows = tile_m * BM + tl.arange(0, BM)
+        row_ok = rows < M
+    else:
+        position = (tile_m % tiles_span) * BM + tl.arange(0, BM)
+        rows = (tile_m // tiles_span) * span + position
+        row_ok = position < span
     column_ok = columns < CO
     ow = rows % OW
     oh = (rows // OW) % OH
@@ -115,14 +130,19 @@ def conv_gemm(
     out_column = group * CO + columns
     out_ok = row_ok[:, None] & column_ok[None, :]
     r_row = n * RN + od * RD + oh * RH + ow * RW
-    wait(PDL)
-    if HAS_RESIDUAL and EARLY:
-        residual = tl.load(residual_ptr + r_row[:, None] + (out_column * RC)[None, :], mask=out_ok, other=0.0)
-
     steps: tl.constexpr = WK // BK
     per_split: tl.constexpr = (steps + SPLIT - 1) // SPLIT
     first = split * per_split
     last = tl.minimum(first + per_split, steps)
+    if PREFETCH:
+        LINE: tl.constexpr = 1024 // w_ptr.dtype.element_ty.primitive_bitwidth
+        LINES: tl.constexpr = triton.next_power_of_2(triton.cdiv(per_split * BK, LINE))
+        line = tl.minimum(first * BK + tl.arange(0, LINES) * LINE, WK - 1)
+        prefetch(w_ptr + ((group * CO + tl.minimum(columns, CO - 1)) * WK)[:, None] + line[None, :])
+    wait(PDL)
+    if HAS_RESIDUAL and EARLY:
+        residual = tl.load(residual_ptr + r_row[:, None] + (out_column * RC)[None, :], mask=out_ok, other=0.0)
+
     blocks: tl.constexpr = (CI + BK - 1) // BK
     taps: tl.constexpr = KD * KH * KW
     for step in range(first, last):
@@ -195,9 +215,12 @@ def conv_gemm(
             if not EARLY:
                 residual = tl.load(residual_ptr + r_row[:, None] + (out_column * RC)[None, :], mask=out_ok, other=0.0)
             acc += residual.to(tl.float32)
-        acc = activate(acc, ACTIVATION, ALPHA)
+        acc = activate(acc, ACTIVATION, ALPHA, y_ptr.dtype.element_ty == tl.float32)
         y_row = n * YN + od * YD + oh * YH + ow * YW
-        tl.store(y_ptr + y_row[:, None] + (out_column * YC)[None, :], acc.to(y_ptr.dtype.element_ty), mask=out_ok)
+        y = acc.to(y_ptr.dtype.element_ty)
+        tl.store(y_ptr + y_row[:, None] + (out_column * YC)[None, :], y, mask=out_ok)
+        if MOMENTS:
+            store_moments(parts_ptr, tile_m, y.to(tl.float32), row_ok, out_column, column_ok, GROUPS * CO, span % BM != 0)
 
 
 @triton.jit

@@ -144,7 +144,7 @@ def conv_transposed(
         r_row = n * RN + od * RD + oh * RH + ow * RW
         r_column = channel_out * RC + fd * RD + fh * RH + fw * RW
         acc += tl.load(residual_ptr + r_row[:, None] + r_column[None, :], mask=ok, other=0.0).to(tl.float32)
-    acc = activate(acc, ACTIVATION, ALPHA)
+    acc = activate(acc, ACTIVATION, ALPHA, y_ptr.dtype.element_ty == tl.float32)
     y_row = n * YN + od * YD + oh * YH + ow * YW
     y_column = channel_out * YC + fd * YD + fh * YH + fw * YW
     tl.store(y_ptr + y_row[:, None] + y_column[None, :], acc.to(y_ptr.dtype.element_ty), mask=ok)

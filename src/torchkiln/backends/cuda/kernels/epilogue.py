@@ -33,7 +33,7 @@ def _elements(
         held += tl.load(bias + channel, mask=mask).to(tl.float32)
     if HAS_RESIDUAL:
         held += tl.load(residual + (at if RR == C else row * RR + channel), mask=mask).to(tl.float32)
-    held = activate(held, ACTIVATION, ALPHA)
+    held = activate(held, ACTIVATION, ALPHA, y.dtype.element_ty == tl.float32)
     tl.store(y + (at if YR == C else row * YR + channel), held.to(y.dtype.element_ty), mask=mask)
 
 

@@ -153,8 +153,7 @@ def group_norm_on_chip(
 @triton.jit
 def group_norm_partials(
     x,
-    mean,
-    m2,
+    moments,
     C: tl.constexpr,
     P: tl.constexpr,
     SLAB: tl.constexpr,
@@ -173,7 +172,7 @@ def group_norm_partials(
     BLOCK_C: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Mean and sum of squared deviations of each slab of SLAB positions (a multiple of BLOCK_P) and channel: float32 [N, slabs, C].
+    """Mean and variance of each slab of SLAB positions (a multiple of BLOCK_P) and channel: float32 [N, slabs, 2, C].
 
     Each place of the tile keeps a running mean (Welford 1962); the places are combined as Chan, Golub and LeVeque 1979 do.
     """
@@ -201,9 +200,9 @@ def group_norm_partials(
     total_mean = tl.sum(held * counts, 0) / length
     change = held - total_mean[None, :]
     total_m2 = tl.sum(squares + counts * change * change, 0)
-    at = tl.program_id(0) * C + c
-    tl.store(mean + at, total_mean, mask=c < C)
-    tl.store(m2 + at, total_m2, mask=c < C)
+    at = moments + tl.program_id(0) * (2 * C) + c
+    tl.store(at, total_mean, mask=c < C)
+    tl.store(at + C, total_m2 / length, mask=c < C)
 
 
 @triton.jit
@@ -213,9 +212,14 @@ def _slab_lengths(slab, P: tl.constexpr, SLAB: tl.constexpr):
 
 
 @triton.jit
+def _reciprocal_deviation(variance, EPS: tl.constexpr):
+    """1 / sqrt(variance + EPS); a variance that is not one (moments are any numbers where kernels are measured) counts as 0, a NaN stays one."""
+    return 1.0 / tl.sqrt(tl.where(variance < 0, 0.0, variance) + EPS)
+
+
+@triton.jit
 def group_norm_combine(
-    mean,
-    m2,
+    moments,
     statistics,
     C: tl.constexpr,
     P: tl.constexpr,
@@ -226,7 +230,7 @@ def group_norm_combine(
     BLOCK_C: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Of the partial results of a group's slabs and channels: its mean and 1 / sqrt(variance + EPS), float32 [N, groups, 2]. A program a group."""
+    """Of the moments of a group's slabs and channels: its mean and 1 / sqrt(variance + EPS), float32 [N, groups, 2]. A program a group."""
     begin(PDL)
     SLABS: tl.constexpr = (P + SLAB - 1) // SLAB
     GROUPS: tl.constexpr = C // GROUP
@@ -234,15 +238,15 @@ def group_norm_combine(
     slab = tl.arange(0, BLOCK_S)
     c = tl.arange(0, BLOCK_C)
     mask = (slab < SLABS)[:, None] & (c < GROUP)[None, :]
-    at = (n * SLABS + slab)[:, None] * C + (tl.program_id(0) % GROUPS * GROUP + c)[None, :]
+    at = moments + (n * SLABS + slab)[:, None] * (2 * C) + (tl.program_id(0) % GROUPS * GROUP + c)[None, :]
     counts = tl.where(mask, _slab_lengths(slab, P, SLAB)[:, None], 0.0)
-    means = tl.load(mean + at, mask=mask, other=0.0)
+    means = tl.load(at, mask=mask, other=0.0)
     group_mean = tl.sum(tl.sum(means * counts, 1), 0) / (P * GROUP)
     change = means - group_mean
-    squares = tl.load(m2 + at, mask=mask, other=0.0) + counts * change * change
+    squares = counts * (tl.load(at + C, mask=mask, other=0.0) + change * change)
     variance = tl.sum(tl.sum(squares, 1), 0) / (P * GROUP)
     tl.store(statistics + tl.program_id(0) * 2, group_mean)
-    tl.store(statistics + tl.program_id(0) * 2 + 1, 1.0 / tl.sqrt(variance + EPS))
+    tl.store(statistics + tl.program_id(0) * 2 + 1, _reciprocal_deviation(variance, EPS))
 
 
 @triton.jit
@@ -251,13 +255,13 @@ def group_norm_apply(
     weight,
     bias,
     residual,
-    mean,
-    m2,
+    moments,
     statistics,
     y,
     C: tl.constexpr,
     P: tl.constexpr,
     SLAB: tl.constexpr,
+    PART: tl.constexpr,
     GROUP: tl.constexpr,
     COMBINED: tl.constexpr,
     EPS: tl.constexpr,
@@ -296,7 +300,7 @@ def group_norm_apply(
     BLOCK_C: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Normalise a slab, from ``statistics`` where they are COMBINED, else (GROUP == 1) from the partial results of all slabs."""
+    """Normalise a slab, from ``statistics`` where they are COMBINED, else from ``moments`` [N, parts, 2, C] of PART positions each."""
     begin(PDL)
     SLABS: tl.constexpr = (P + SLAB - 1) // SLAB
     # Backwards: what the partial results read last may still be in the L2 cache.
@@ -310,15 +314,18 @@ def group_norm_apply(
         centre = tl.load(statistics + group_at, mask=inside, other=0.0)[None, :]
         rstd = tl.load(statistics + group_at + 1, mask=inside, other=0.0)[None, :]
     else:
-        slab = tl.arange(0, BLOCK_S)
-        present = (slab < SLABS)[:, None] & inside[None, :]
-        partial_at = (n * SLABS + slab)[:, None] * C + c[None, :]
-        counts = _slab_lengths(slab, P, SLAB)[:, None]
-        means = tl.load(mean + partial_at, mask=present, other=0.0)
-        squares = tl.load(m2 + partial_at, mask=present, other=0.0)
-        centre = (tl.sum(means * counts, 0) / P)[None, :]
+        # Rows are the parts and channels of a group.
+        PARTS: tl.constexpr = (P + PART - 1) // PART
+        row = tl.arange(0, BLOCK_S)
+        present = (row < PARTS * GROUP)[:, None] & inside[None, :]
+        channel = c[None, :] if GROUP == 1 else (c // GROUP * GROUP)[None, :] + (row % GROUP)[:, None]
+        source = moments + (n * PARTS + row // GROUP)[:, None] * (2 * C) + channel
+        counts = _slab_lengths(row // GROUP, P, PART)[:, None]
+        means = tl.load(source, mask=present, other=0.0)
+        variances = tl.load(source + C, mask=present, other=0.0)
+        centre = (tl.sum(means * counts, 0) / (P * GROUP))[None, :]
         change = means - centre
-        rstd = (1.0 / tl.sqrt(tl.sum(squares + counts * change * change, 0) / P + EPS))[None, :]
+        rstd = _reciprocal_deviation(tl.sum(counts * (variances + change * change), 0) / (P * GROUP), EPS)[None, :]
     scale, shift = _affine(rstd, weight, bias, c, inside, HAS_WEIGHT, HAS_BIAS)
     for start in range(0, SLAB, BLOCK_P):
         p = first + start + tl.arange(0, BLOCK_P)

@@ -1,4 +1,4 @@
-"""squeeze_excite: both layers of a squeeze-and-excite gate in one launch."""
+"""squeeze_excite: both layers of a squeeze-and-excite gate, in a launch of their own or at the end of the convolution before."""
 
 from __future__ import annotations
 
@@ -6,6 +6,96 @@ import triton
 import triton.language as tl
 
 from .common import activate, begin
+
+
+@triton.jit
+def second_layer(
+    hidden,
+    w2_ptr,
+    bias2_ptr,
+    y_ptr,
+    first,
+    C: tl.constexpr,
+    R: tl.constexpr,
+    W2: tl.constexpr,
+    YC: tl.constexpr,
+    HAS_BIAS2: tl.constexpr,
+    GATE: tl.constexpr,
+    RP: tl.constexpr,
+    BO: tl.constexpr,
+    PER_PROGRAM: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    """y[c] = gate(hidden @ w2[c] + bias2[c]) for PER_PROGRAM channels from ``first`` on, BO at a time. hidden: float32 [RP]; y: strides YC."""
+    r = tl.arange(0, RP)
+    last = tl.minimum(first + PER_PROGRAM, C)
+    for start in tl.range(0, PER_PROGRAM, BO, loop_unroll_factor=UNROLL):
+        c = first + start + tl.arange(0, BO)
+        w = tl.load(w2_ptr + c[:, None] * W2 + r[None, :], mask=(c < last)[:, None] & (r < W2)[None, :], other=0.0)
+        # An activation may take zero to anything: the rows past R count for nothing.
+        gate = tl.sum(tl.where((r < R)[None, :], w.to(tl.float32) * hidden[None, :], 0.0), axis=1)
+        if HAS_BIAS2:
+            gate += tl.load(bias2_ptr + c, mask=c < last, other=0.0).to(tl.float32)
+        gate = activate(gate, GATE, 0.0)
+        tl.store(y_ptr + c * YC, gate.to(y_ptr.dtype.element_ty), mask=c < last)
+
+
+@triton.jit
+def excite(
+    total,
+    w1,
+    partial_ptr,
+    counter_ptr,
+    bias1_ptr,
+    w2_ptr,
+    bias2_ptr,
+    y_ptr,
+    n,
+    tile,
+    block,
+    C: tl.constexpr,
+    BC: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    TILES: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    R: tl.constexpr,
+    RP: tl.constexpr,
+    W2: tl.constexpr,
+    YN: tl.constexpr,
+    YC: tl.constexpr,
+    HAS_BIAS1: tl.constexpr,
+    HAS_BIAS2: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    GATE: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+    BO: tl.constexpr,
+):
+    """Write the gates of image ``n`` from the sums over tiles of positions and blocks of channels; the last program of the image to arrive does.
+
+    The first layer is linear: each program takes its own sums through its own columns of it, so that the last one adds up only hidden vectors.
+    total: float32 [BC], this program's sums; w1: [RP, BC], zeros past R and C. w2: [C, W2]; y: [N, C], strides YN, YC.
+    partial: float32 [N, BLOCKS * TILES, RP]. counter: int32 [N], zero before and after. AT_ONCE hidden vectors are added at a time.
+    """
+    parts: tl.constexpr = BLOCKS * TILES
+    channel = block * BC + tl.arange(0, BC)
+    r = tl.arange(0, RP)
+    own = tl.where(channel < C, total, 0.0)
+    products = tl.sum(w1.to(tl.float32) * own[None, :], axis=1)
+    tl.store(partial_ptr + (n * parts + tile * BLOCKS + block) * RP + r, products)
+    tl.debug_barrier()  # every thread of the block has stored before one of them counts the block as arrived
+    arrived = tl.atomic_add(counter_ptr + n, 1, sem="acq_rel")
+    if arrived == parts - 1:
+        tl.store(counter_ptr + n, 0)
+        rows = tl.arange(0, AT_ONCE)[:, None]
+        sums = tl.zeros((AT_ONCE, RP), dtype=tl.float32)
+        for first in range(0, parts, AT_ONCE):
+            ok = (first + rows < parts) & (r >= 0)[None, :]
+            sums += tl.load(partial_ptr + (n * parts + first + rows) * RP + r[None, :], mask=ok, other=0.0, cache_modifier=".cg")
+        hidden = tl.sum(sums, axis=0) * (1.0 / POSITIONS)
+        if HAS_BIAS1:
+            hidden += tl.load(bias1_ptr + r, mask=r < R, other=0.0).to(tl.float32)
+        hidden = activate(hidden, ACTIVATION, 0.0)
+        second_layer(hidden, w2_ptr, bias2_ptr, y_ptr + n * YN, 0, C, R, W2, YC, HAS_BIAS2, GATE, RP, BO, C, 4)
 
 
 @triton.jit
@@ -56,16 +146,7 @@ def squeeze_excite(
     if HAS_BIAS1:
         hidden += tl.load(bias1_ptr + r, mask=r < R, other=0.0).to(tl.float32)
     hidden = activate(hidden, ACTIVATION, 0.0)
-    last = tl.minimum(first + PER_PROGRAM, C)
-    for start in tl.range(0, PER_PROGRAM, BO, loop_unroll_factor=UNROLL):
-        c = first + start + tl.arange(0, BO)
-        w = tl.load(w2_ptr + c[:, None] * W2 + r[None, :], mask=(c < last)[:, None] & (r < W2)[None, :], other=0.0)
-        # An activation may take zero to anything: the rows past R count for nothing.
-        gate = tl.sum(tl.where((r < R)[None, :], w.to(tl.float32) * hidden[None, :], 0.0), axis=1)
-        if HAS_BIAS2:
-            gate += tl.load(bias2_ptr + c, mask=c < last, other=0.0).to(tl.float32)
-        gate = activate(gate, GATE, 0.0)
-        tl.store(y_ptr + n * YN + c * YC, gate.to(y_ptr.dtype.element_ty), mask=c < last)
+    second_layer(hidden, w2_ptr, bias2_ptr, y_ptr + n * YN, first, C, R, W2, YC, HAS_BIAS2, GATE, RP, BO, PER_PROGRAM, UNROLL)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""fuse_squeeze_excite: the gates of squeeze-and-excite blocks become one op, their means by-products and their products operands of convolutions."""
+"""fuse_squeeze_excite: the gates of squeeze-and-excite blocks become one op or by-products, and their products operands of convolutions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ....fused_ops import conv as _conv  # noqa: F401  (registers the operators)
+from ....fused_ops import conv_excite as _conv_excite  # noqa: F401
 from ....fused_ops import squeeze_excite as _squeeze_excite  # noqa: F401
 from ....lower.graph_edit import call_functions, constant_of, insert_call, insert_constant
 from ....lower.remove_dead_code import remove_dead_code
@@ -19,15 +20,15 @@ from .match import FLOATS, Refused, activation_of, arguments_of, dtype_of, is_ca
 aten = torch.ops.aten
 
 _CONV = torch.ops.torchkiln.conv.default
-_CONV_POOLED = torch.ops.torchkiln.conv_pooled.default
+_CONV_EXCITE = torch.ops.torchkiln.conv_excite.default
 _GATES = (aten.sigmoid.default, aten.hardsigmoid.default)
 
 
 def fuse_squeeze_excite(graph_module: GraphModule) -> int:
-    """Rewrite ``graph_module`` in place; returns the number of gates, pooled convolutions and scaled convolutions made.
+    """Rewrite ``graph_module`` in place; returns the number of gates, gating convolutions and scaled convolutions made.
 
     * mean over (2, 3) -> 1x1 convolution -> activation -> 1x1 convolution -> sigmoid or hardsigmoid becomes ``torchkiln.squeeze_excite``;
-    * its mean is made by ``torchkiln.conv_pooled`` where it is that of a depthwise convolution, with or without activation; else in float32;
+    * or, where the mean is that of a depthwise convolution, with or without activation, convolution and gate become ``torchkiln.conv_excite``;
     * the product with the gate, where a 1x1 convolution of stride 1 alone reads it, becomes the scale of ``torchkiln.conv``.
 
     What is refused is left as it is, and (node, reason) appended to ``graph_module.meta["rejects"]``.
@@ -120,17 +121,17 @@ def _rewrite(graph_module: GraphModule, block: _Block) -> int:
     """Replace the block's gate, and what it can of the mean before and the products after. Returns the number of rewrites."""
     gate, first, second = block.gate, block.first, block.second
     batch, channels = shape_of(gate)[:2]
-    pooled_conv = _pool_in_convolution(graph_module, block.pooled)
-    if pooled_conv is None:
+    # All before what is pooled: the convolution that makes it may take them.
+    layers = tuple(read(graph_module, node, before=block.pooled) for node in (first, second) for read in (_as_matrix, _bias))
+    names = (block.activation, activation_of(gate)[0])  # type: ignore[index]
+    excited = _excite_in_convolution(graph_module, block.pooled, layers, names)
+    in_convolution = excited is not None
+    if excited is None:
         mean = insert_call(graph_module, aten.mean.dim, (block.pooled, [2, 3]), {"dtype": torch.float32}, before=gate)
-    else:
-        mean = pooled_conv
-    weight1, weight2 = (_as_matrix(graph_module, node, before=gate) for node in (first, second))
-    args = (mean, weight1, first.args[2], weight2, second.args[2], block.activation, activation_of(gate)[0])  # type: ignore[index]
-    excited = insert_call(graph_module, torch.ops.torchkiln.squeeze_excite.default, args, before=gate)
+        excited = insert_call(graph_module, torch.ops.torchkiln.squeeze_excite.default, (mean, *layers, *names), before=gate)
     view = insert_call(graph_module, aten.view.default, (excited, [batch, channels, 1, 1]), before=gate)
     put(graph_module, gate, view)
-    return 1 + (pooled_conv is not None) + sum(_scale_convolution(graph_module, user, view) for user in list(view.users))
+    return 1 + in_convolution + sum(_scale_convolution(graph_module, user, view) for user in list(view.users))
 
 
 def _as_matrix(graph_module: GraphModule, conv: Node, before: Node) -> Node:
@@ -141,8 +142,18 @@ def _as_matrix(graph_module: GraphModule, conv: Node, before: Node) -> Node:
     return insert_constant(graph_module, f"{weight.target}_2d", constant.flatten(1), before=before)
 
 
-def _pool_in_convolution(graph_module: GraphModule, y: Node) -> Node | None:
-    """The mean [N, C] of ``y`` as a by-product of the depthwise convolution that makes it, itself replaced; None when none does."""
+def _bias(graph_module: GraphModule, conv: Node, before: Node) -> Any:
+    """The bias of a convolution, read before a node where it is a constant; None where there is none."""
+    bias: Any = conv.args[2]
+    constant = constant_of(bias)
+    return bias if constant is None else insert_constant(graph_module, str(bias.target), constant, before=before)
+
+
+def _excite_in_convolution(graph_module: GraphModule, y: Node, layers: tuple[Any, ...], names: tuple[str, str]) -> Node | None:
+    """The gates [N, C] as a by-product of the depthwise convolution that makes ``y``, itself replaced; None when none does.
+
+    layers: weight and bias of each of the two layers; names: of the activations after them.
+    """
     found = activation_of(y)
     conv: Any = y.args[0] if found is not None else y
     if not isinstance(conv, Node) or conv.target is not aten.convolution.default or (found is not None and len(conv.users) != 1):
@@ -150,12 +161,15 @@ def _pool_in_convolution(graph_module: GraphModule, y: Node) -> Node | None:
     x, weight, bias, stride, padding, dilation, transposed, _, groups = conv.args
     if transposed or groups == 1 or not shape_of(x)[1] == shape_of(conv)[1] == groups or len(shape_of(conv)) != 4:
         return None
-    args = (x, weight, bias, stride, padding, dilation, groups, *(found or ("none", 0.0)))
-    both = insert_call(graph_module, _CONV_POOLED, args, before=y)
+    if any(layer is not None and constant_of(layer) is None for layer in layers):
+        reject(graph_module, y, "a bias of the gate is computed: the convolution does not wait for it")
+        return None
+    args = (x, weight, bias, *layers, stride, padding, dilation, groups, *(found or ("none", 0.0)), *names)
+    both = insert_call(graph_module, _CONV_EXCITE, args, before=y)
     result = insert_call(graph_module, operator.getitem, (both, 0), before=y)
-    mean = insert_call(graph_module, operator.getitem, (both, 1), before=y)
+    gates = insert_call(graph_module, operator.getitem, (both, 1), before=y)
     put(graph_module, y, result)
-    return mean
+    return gates
 
 
 def _scale_convolution(graph_module: GraphModule, product: Node, gate: Node) -> bool:

@@ -9,15 +9,28 @@ from ....lower.pipeline import Pass, run_pass
 from .emit import refresh_strides
 from .fuse_attention import fuse_attention
 from .fuse_conv import fuse_conv
+from .fuse_layer_norm import fuse_layer_norm
 from .fuse_linear import fuse_linear
+from .fuse_moments import fuse_moments
 from .fuse_norms import fuse_norms
 from .fuse_squeeze_excite import fuse_squeeze_excite
 from .hoist_linear_views import hoist_linear_views
 from .split_heads import split_heads
 
 #: Attention before the softmax in it becomes an op of its own; the gates of squeeze-and-excite blocks, and norms, before the convolutions
-#: around them take what follows; views are moved out of the way before linear layers look for what follows them.
-PASSES: tuple[Pass, ...] = (fuse_attention, fuse_squeeze_excite, fuse_norms, fuse_conv, split_heads, hoist_linear_views, fuse_linear)
+#: around them take what follows; the moments of norms once convolutions are whole; views are moved out of the way before linear layers look for
+#: what follows them.
+PASSES: tuple[Pass, ...] = (
+    fuse_attention,
+    fuse_squeeze_excite,
+    fuse_norms,
+    fuse_conv,
+    fuse_moments,
+    split_heads,
+    hoist_linear_views,
+    fuse_linear,
+    fuse_layer_norm,
+)
 
 
 def fuse(graph_module: GraphModule, passes: tuple[Pass, ...] = PASSES) -> list[tuple[str, int]]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..kernels.activations import gelu, gelu_tanh, sigmoid, silu  # noqa: F401  (generated kernels import them from here)
+
 
 @triton.jit
 def divide(x, y, PRECISE: tl.constexpr):
@@ -64,35 +66,7 @@ def tanh(x, PRECISE: tl.constexpr):
         e = expm1(-2.0 * tl.abs(x))
         t = -e / (e + 2.0)
         return tl.where(x < 0, -t, t)
-    return 2.0 / (1.0 + tl.exp(-2.0 * x)) - 1.0
-
-
-@triton.jit
-def sigmoid(x):
-    return 1.0 / (1.0 + tl.exp(-x))
-
-
-@triton.jit
-def silu(x):
-    return x / (1.0 + tl.exp(-x))
-
-
-@triton.jit
-def gelu(x, PRECISE: tl.constexpr):
-    """x times the normal distribution's Phi(x). For halves by erfc's approximation 7.1.26 of Abramowitz and Stegun, which takes half the
-    instructions of erf and keeps its relative accuracy in the negative tail."""
-    if PRECISE:
-        return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
-    a = tl.minimum(tl.abs(x), 20.0)  # so that an infinity times erfc's 0 is no NaN
-    t = 1.0 / (1.0 + 0.23164189 * a)  # 0.3275911 / sqrt(2)
-    series = t * (0.127414796 + t * (-0.142248368 + t * (0.7107068705 + t * (-0.7265760135 + t * 0.5307027145))))
-    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) - a * series * tl.exp(-0.5 * a * a)
-
-
-@triton.jit
-def gelu_tanh(x):
-    """0.5 x (1 + tanh(u)), which is x sigmoid(2 u)."""
-    return x / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
+    return 2.0 * sigmoid(2.0 * x) - 1.0
 
 
 @triton.jit

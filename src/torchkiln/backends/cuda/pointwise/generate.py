@@ -60,7 +60,15 @@ def pointwise_recipe(
     constants = [*writer.constants, ("PDL", capability >= 90)]
     source = kernel_source("pointwise", names, [name for name, _ in constants], region.program.functions, body)
     kernel = Kernel("pointwise", tuple(specs[n].dtype for n in names), tuple(constants), config["num_warps"], 2, source)
-    return Recipe((Launch(kernel, (writer.programs, 1, 1), tuple(names)),))
+    # Programs take different elements of the region, and each reads an operand of an output's strides only where it writes: both lie at the same
+    # addresses for the same element. No element is computed from another, so it is read before it is written whatever thread does either.
+    in_place = tuple(
+        (x, y)
+        for x in names[: len(inputs)]
+        for y in names[len(inputs) :]
+        if by_name[x] == by_name[y] and specs[x].dtype.itemsize == specs[y].dtype.itemsize and offsets.get(x, 0) == offsets.get(y, 0)
+    )
+    return Recipe((Launch(kernel, (writer.programs, 1, 1), tuple(names)),), in_place=in_place)
 
 
 def pointwise_configs(region: Region, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], level: int) -> list[Config]:

@@ -1,4 +1,4 @@
-"""conv_gemm: convolutions and matrix products on torchkiln's own implicit-GEMM kernel."""
+"""conv_gemm: convolutions and matrix products on torchkiln's own implicit-GEMM kernel, and the moments of their results as a by-product."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from ..recipe import MAX_ELEMENTS, Config, Kernel, Launch, Packed, Problem, Recipe, Tactic, TensorSpec
 from .conv_geometry import Geometry, conv_geometry, leading_dims, linear_geometry
+from .moments import combine_launch
 
 #: Fewer input channels than this are packed next to each other over the taps: blocks of channels would be mostly padding.
 FLAT_CHANNELS = 16
@@ -18,7 +19,7 @@ class ConvGemm:
     """A convolution (grouped too, of any strides) with scale, bias, residual and activation in one launch; split over K where rows are few."""
 
     name = "conv_gemm"
-    ops: tuple[str, ...] = ("conv", "linear")
+    ops: tuple[str, ...] = ("conv", "linear", "conv_moments")
 
     def reject(self, problem: Problem) -> str:
         x, weight, *_ = problem.inputs
@@ -26,10 +27,10 @@ class ConvGemm:
         assert weight is not None
         if not problem.constants[1]:
             return "the weight is computed: it cannot be laid out at build time"
-        if problem.op == "conv":
+        if problem.op != "linear":
             if problem.attributes["transposed"]:
                 return "transposed convolutions have a tactic of their own"
-            geometry = conv_geometry(problem)
+            geometry = _geometry(problem)
             if geometry.input_channels < 4 and geometry.groups > 1:
                 return "depthwise: a GEMM would be mostly padding"
             if problem.inputs[4] is not None and (geometry.groups > 1 or not geometry.is_pointwise):
@@ -40,6 +41,8 @@ class ConvGemm:
                 return "rows in more than four dimensions that no common stride walks"
         if problem.outputs[0].dtype not in (torch.float16, torch.bfloat16, torch.float32):
             return f"computes in fp16, bf16 and fp32, not in {problem.outputs[0].dtype}"
+        if problem.op == "conv_moments" and problem.outputs[0].numel == 0:
+            return "the moments of nothing"
         if any(spec is not None and spec.span > MAX_ELEMENTS for spec in (*problem.inputs, *problem.outputs)):
             return "a tensor of more than 2**31 elements"
         return ""
@@ -60,7 +63,7 @@ def gemm_configs(problem: Problem, geometry: Geometry, level: int, *, flat: bool
     has_residual = len(problem.inputs) > 3 and problem.inputs[3] is not None
     found: list[Config] = []
     for bm, bn, bk, warps, stages in _tile_shapes(geometry, wide, flat):
-        tiles = -(-geometry.rows // bm) * -(-geometry.output_channels // bn) * geometry.groups
+        tiles = _row_tiles(problem, geometry, bm) * -(-geometry.output_channels // bn) * geometry.groups
         for split in _splits(tiles, _steps(geometry, bk, flat), problem.multiprocessors):
             config = {"BM": bm, "BN": bn, "BK": bk, "warps": warps, "stages": stages, "split": split, "early": False}
             found.append(config)
@@ -82,7 +85,7 @@ def _spread(ranked: list[Config]) -> list[Config]:
 
 
 def gemm_recipe(problem: Problem, geometry: Geometry, config: Config, x: str, x_dtype: torch.dtype, weight: Packed, *, flat: bool) -> Recipe:
-    """One launch of the kernel.
+    """One launch of the kernel; for "conv_moments" another, which combines the moments of its tiles.
 
     Args:
         geometry: of the operand ``x``, which may be another than the problem's first input.
@@ -90,10 +93,14 @@ def gemm_recipe(problem: Problem, geometry: Geometry, config: Config, x: str, x_
     """
     bm, bn, bk, split = config["BM"], config["BN"], config["BK"], config["split"]
     wk = _steps(geometry, bk, flat) * bk
-    tiles = -(-geometry.rows // bm) * -(-geometry.output_channels // bn)
+    row_tiles = _row_tiles(problem, geometry, bm)
+    tiles = row_tiles * -(-geometry.output_channels // bn)
+    moments = problem.op == "conv_moments"
     scratch, packed = {}, {"weight": weight}
     if split > 1:
         scratch["partial"] = TensorSpec.contiguous((tiles * geometry.groups * split * bm * bn,), torch.float32)
+    if moments:
+        scratch["parts"] = TensorSpec.contiguous((row_tiles, 3, geometry.groups * geometry.output_channels), torch.float32)
     given = [spec is not None for spec in problem.inputs] + [False]
     has = dict(zip(("bias", "residual", "scale"), given[2:5], strict=True))
     operands = (
@@ -105,8 +112,10 @@ def gemm_recipe(problem: Problem, geometry: Geometry, config: Config, x: str, x_
         "y0",
         "scratch.partial" if split > 1 else x,
         "counters" if split > 1 else x,
+        "scratch.parts" if moments else x,
     )
     dtypes = {
+        "scratch.parts": torch.float32,
         "scratch.partial": torch.float32,
         "counters": torch.int32,
         "y0": problem.outputs[0].dtype,
@@ -132,6 +141,7 @@ def gemm_recipe(problem: Problem, geometry: Geometry, config: Config, x: str, x_
         "HAS_BIAS": has["bias"],
         "HAS_RESIDUAL": has["residual"],
         "HAS_SCALE": has["scale"],
+        "MOMENTS": moments,
         "POINTWISE": geometry.is_pointwise,
         "FLAT": flat,
         "ACTIVATION": problem.attributes["activation"],
@@ -143,12 +153,26 @@ def gemm_recipe(problem: Problem, geometry: Geometry, config: Config, x: str, x_
         "GROUP_M": 8,
         "SPLIT": split,
         "EARLY": config["early"],
+        "PREFETCH": problem.capability >= 90 and tiles * geometry.groups * split <= 2 * problem.multiprocessors,
         "PDL": problem.capability >= 90,
     }
     pointers = tuple(dtypes[o] if o in dtypes else _spec(problem, int(o[1:])).dtype for o in operands)
     kernel = Kernel("conv:conv_gemm", pointers, tuple(constants.items()), config["warps"], config["stages"])
-    launch = Launch(kernel, (tiles, geometry.groups, split), operands)
-    return Recipe((launch,), scratch, packed, counters=tiles * geometry.groups if split > 1 else 0)
+    launches = [Launch(kernel, (tiles, geometry.groups, split), operands)]
+    counters = tiles * geometry.groups if split > 1 else 0
+    if moments:
+        combine, counted = combine_launch(problem, row_tiles // geometry.batch, scratch)
+        launches.append(combine)
+        counters = max(counters, counted)
+    return Recipe(tuple(launches), scratch, packed, counters, in_place=residual_in_place(problem))
+
+
+def residual_in_place(problem: Problem) -> tuple[tuple[str, str], ...]:
+    """The result may take the residual's memory where the two lie alike: a program reads of the residual, before it writes, what it writes."""
+    residual, y = problem.inputs[3], problem.outputs[0]
+    if residual is None or (residual.shape, residual.strides, residual.dtype) != (y.shape, y.strides, y.dtype):
+        return ()
+    return (("x3", "y0"),)
 
 
 def pack_weight(weight: torch.Tensor, block: int, flat: bool) -> torch.Tensor:
@@ -162,7 +186,13 @@ def pack_weight(weight: torch.Tensor, block: int, flat: bool) -> torch.Tensor:
 
 
 def _geometry(problem: Problem) -> Geometry:
-    return conv_geometry(problem) if problem.op == "conv" else linear_geometry(problem)
+    return linear_geometry(problem) if problem.op == "linear" else conv_geometry(problem)
+
+
+def _row_tiles(problem: Problem, geometry: Geometry, bm: int) -> int:
+    """Tiles of rows. Those that moments are taken of have rows of one image only."""
+    images = geometry.batch if problem.op == "conv_moments" else 1
+    return images * -(-(geometry.rows // images) // bm)
 
 
 def _spec(problem: Problem, index: int) -> TensorSpec:

@@ -54,7 +54,7 @@ def conv_geometry(problem: Problem) -> Geometry:
     x, weight, y = problem.inputs[0], problem.inputs[1], problem.outputs[0]
     assert x is not None
     assert weight is not None
-    residual = problem.inputs[3] if problem.op == "conv" else None
+    residual = problem.inputs[3] if problem.op in ("conv", "conv_moments") else None
     groups = problem.attributes["groups"]
     return Geometry(
         batch=x.shape[0],

@@ -1,11 +1,11 @@
-"""depthwise: depthwise convolutions, with the mean of the result in the same launch where "conv_pooled" asks for it.
+"""depthwise: depthwise convolutions, in the same launch the mean of the result ("conv_pooled") or the gates that follow from it ("conv_excite").
 
-The kernel's text is generated. A thread computes TH x TW neighbouring outputs of a few channels: every input it loads serves all the taps of all
-the outputs that read it, and a weight is loaded once for all of them.
+The kernel's text is generated, see ``depthwise_source``.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -13,9 +13,13 @@ import torch
 
 from ..recipe import MAX_ELEMENTS, Config, Kernel, Launch, Packed, Problem, Recipe, Tactic, TensorSpec
 from .conv_geometry import Geometry, conv_geometry
+from .depthwise_source import UNROLLED_TAPS, Tile, depthwise_source, grid_of
+from .squeeze_excite import SqueezeExcite, hidden_rows, pad_rows, power_of_two, reject_gate, row_length
 
-#: Kernels of more taps (in one plane) loop over their columns, so that the text stays short.
-UNROLLED_TAPS = 64
+#: Products in the text of one thread, and the registers it may want.
+MAX_PRODUCTS, MAX_REGISTERS = 2900, 230
+#: Elements of the first layer of the gates to a thread.
+HELD_GATE = 32
 _TYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -23,7 +27,7 @@ class Depthwise:
     """One input channel and one output channel to a group; any strides, fast with the channels innermost."""
 
     name = "depthwise"
-    ops: tuple[str, ...] = ("conv", "conv_pooled")
+    ops: tuple[str, ...] = ("conv", "conv_pooled", "conv_excite")
 
     def reject(self, problem: Problem) -> str:
         x, weight, *_ = problem.inputs
@@ -39,28 +43,24 @@ class Depthwise:
             return f"takes and gives fp16, bf16 and fp32, not {x.dtype} and {problem.outputs[0].dtype}"
         if any(spec is not None and spec.span > MAX_ELEMENTS for spec in (*problem.inputs, *problem.outputs)):
             return "a tensor of more than 2**31 elements"
-        return ""
+        return reject_gate(problem) if problem.op == "conv_excite" else ""
 
     def configs(self, problem: Problem, level: int) -> list[Config]:
         geometry = conv_geometry(problem)
-        itemsize = problem.outputs[0].dtype.itemsize
-        ranked = sorted(_tiles(geometry, itemsize), key=lambda config: _estimate(problem, geometry, config))
+        tiles = _tiles(geometry, problem.outputs[0].dtype.itemsize)
+        if problem.op == "conv_excite":
+            hidden = hidden_rows(problem)
+            fitting = [config for config in tiles if hidden * config["BC"] <= HELD_GATE * 32 * config["warps"]]
+            tiles = fitting or [min(tiles, key=lambda config: config["BC"] / config["warps"])]
+        ranked = _varied(sorted((_estimate(problem, geometry, config), index) for index, config in enumerate(tiles)), tiles)
         return ranked[: (1, 4, 8, 16, 28, 60)[level]]
 
     def recipe(self, problem: Problem, config: Config) -> Recipe:
         geometry = conv_geometry(problem)
-        pooled = problem.op == "conv_pooled"
-        groups_h, groups_w, tiles, blocks = _grid(geometry, config)
-        inputs = dict(zip(("x0", "packed.weight", "x2", "x3", "x4"), problem.inputs, strict=False))
-        specs: dict[str, TensorSpec] = {name: spec for name, spec in inputs.items() if spec is not None}
-        specs["y0"] = problem.outputs[0]
-        scratch: dict[str, TensorSpec] = {}
-        if pooled:
-            specs["y1"] = problem.outputs[1]
-            if tiles > 1:
-                scratch["partial"] = TensorSpec.contiguous((geometry.batch, tiles, geometry.groups), torch.float32)
-        operands = [*specs, *(["scratch.partial", "counters"] if scratch else [])]
-        dtypes = [spec.dtype for spec in specs.values()] + ([torch.float32, torch.int32] if scratch else [])
+        groups_h, groups_w, tiles, blocks = grid_of(geometry, config)
+        names = ("x0", "packed.weight", "x2", "x3", "x4") if problem.op != "conv_excite" else _EXCITE_OPERANDS
+        specs = {name: spec for name, spec in zip(names, problem.inputs, strict=False) if spec is not None}
+        specs |= {f"y{index}": spec for index, spec in enumerate(problem.outputs)}
         axes = ("N", "C", "D", "H", "W")
         constants: dict[str, Any] = {
             "C": geometry.groups,
@@ -77,129 +77,60 @@ class Depthwise:
             "BC": config["BC"],
             "ACTIVATION": problem.attributes["activation"],
             "ALPHA": float(problem.attributes["alpha"]),
+            "PRECISE": problem.outputs[0].dtype == torch.float32,
             "PDL": problem.capability >= 90,
         }
-        if "x4" in specs:
-            constants |= {"GN": specs["x4"].strides[0], "GC": specs["x4"].strides[1]}
-        if pooled:
+        scratch: dict[str, TensorSpec] = {}
+        packed = {"weight": Packed(pack_weight, ("x1",))}
+        counters = 0
+        if problem.op == "conv" and problem.inputs[4] is not None:
+            constants |= {"GN": problem.inputs[4].strides[0], "GC": problem.inputs[4].strides[1]}
+        elif problem.op == "conv_pooled":
             constants |= {"MN": specs["y1"].strides[0], "MC": specs["y1"].strides[1]}
-        source = depthwise_source(geometry, config["TH"], config["TW"], operands, tuple(constants))
+            if tiles > 1:
+                scratch["partial"] = TensorSpec.contiguous((geometry.batch, tiles, geometry.groups), torch.float32)
+                counters = geometry.batch * blocks
+        elif problem.op == "conv_excite":
+            rows = hidden_rows(problem)
+            constants |= _gate_constants(problem, rows, tiles * blocks, 32 * config["warps"])
+            scratch["partial"] = TensorSpec.contiguous((geometry.batch, tiles * blocks, rows), torch.float32)
+            counters = geometry.batch
+            packed["weight2"] = Packed(pad_rows, ("x5",))
+        operands = [*specs, *(["scratch.partial", "counters"] if scratch else [])]
+        dtypes = [spec.dtype for spec in specs.values()] + ([torch.float32, torch.int32] if scratch else [])
+        source = depthwise_source(Tile(geometry, config, tuple(operands)), tuple(constants))
         kernel = Kernel("depthwise", tuple(dtypes), tuple(constants.items()), config["warps"], 2, source)
         launch = Launch(kernel, (blocks * tiles * geometry.batch, 1, 1), tuple(operands))
-        counters = geometry.batch * blocks if scratch else 0
-        return Recipe((launch,), scratch, {"weight": Packed(pack_weight, ("x1",))}, counters)
+        return Recipe((launch,), scratch, packed, counters)
+
+
+_EXCITE_OPERANDS = ("x0", "packed.weight", "x2", "x3", "x4", "packed.weight2", "x6")
+
+
+def _gate_constants(problem: Problem, rows: int, parts: int, threads: int) -> dict[str, Any]:
+    """What kernels.squeeze_excite.excite takes."""
+    weight1 = problem.inputs[3]
+    assert weight1 is not None
+    hidden, channels = weight1.shape
+    gates = problem.outputs[1]
+    return {
+        "R": hidden,
+        "RP": rows,
+        "W2": row_length(hidden, weight1.dtype),
+        "GN": gates.strides[0],
+        "GC": gates.strides[1],
+        "HIDDEN_ACTIVATION": problem.attributes["hidden_activation"],
+        "GATE": problem.attributes["gate"],
+        "PARTS": parts,
+        # About 16 and 32 numbers to a thread.
+        "AT_ONCE": min(max(1, 16 * threads // rows), power_of_two(parts)),
+        "BO": min(max(16, 32 * threads // rows), max(16, power_of_two(channels))),
+    }
 
 
 def pack_weight(weight: torch.Tensor) -> torch.Tensor:
     """[C, 1, *kernel] -> [taps, C]."""
     return weight.reshape(weight.shape[0], -1).t().contiguous()
-
-
-def depthwise_source(geometry: Geometry, th: int, tw: int, operands: list[str], constants: tuple[str, ...]) -> str:
-    """The text of the kernel. Grid: (N * tiles of positions * blocks of channels,), blocks fastest; a position is th x tw neighbouring outputs."""
-    pointers = [name.replace(".", "_") for name in operands]
-    package = __package__.rsplit(".", 1)[0]
-    plane = geometry.kernel[1] * geometry.kernel[2]
-    body = f"""\
-begin(PDL)
-block = tl.program_id(0) % BLOCKS
-tile = (tl.program_id(0) // BLOCKS) % TILES
-n = tl.program_id(0) // (BLOCKS * TILES)
-p = tile * BP + tl.arange(0, BP)[:, None]
-c = block * BC + tl.arange(0, BC)[None, :]
-p_ok = p < OD * GH * GW
-c_ok = c < C
-ow = (p % GW) * {tw}
-oh = ((p // GW) % GH) * {th}
-od = p // (GW * GH)
-iw = ow * {geometry.stride[2]} - {geometry.padding[2]}
-ih = oh * {geometry.stride[1]} - {geometry.padding[1]}
-id = od * {geometry.stride[0]} - {geometry.padding[0]}
-x = x0 + (n * XN + id * XD + ih * XH + iw * XW + c * XC)
-spread = tl.zeros((BP, 1), dtype=tl.int32) + c
-w = packed_weight + spread""".splitlines()
-    body += [f"acc_{t}_{u} = tl.zeros((BP, BC), dtype=tl.float32)" for t, u in product(range(th), range(tw))]
-    if geometry.kernel[0] > 1:
-        loop = [
-            f"inside = p_ok & (id + kd * {geometry.dilation[0]} >= 0) & (id + kd * {geometry.dilation[0]} < D)",
-            "h = tl.where(inside, ih, -(2**29))",
-        ]
-        loop += [*_taps(geometry, th, tw), f"x += {geometry.dilation[0]} * XD", f"w += {plane} * C"]
-        body += [f"for kd in range({geometry.kernel[0]}):"] + [f"    {line}" for line in loop]
-    else:
-        body += ["h = tl.where(p_ok & (id >= 0) & (id < D), ih, -(2**29))" if geometry.padding[0] else "h = tl.where(p_ok, ih, -(2**29))"]
-        body += _taps(geometry, th, tw)
-    body += _epilogue(th, tw, operands)
-    arguments = ", ".join([*pointers, *[f"{name}: tl.constexpr" for name in constants]])
-    imports = [f"from {package}.kernels.common import activate, begin", f"from {package}.kernels.depthwise import store_mean"]
-    text = ["import triton", "import triton.language as tl", *imports, "", "", f"def depthwise({arguments}):", *[f"    {line}" for line in body], ""]
-    return "\n".join(text)
-
-
-def _taps(geometry: Geometry, th: int, tw: int) -> list[str]:
-    """The products of one plane of the kernel: a column of inputs is loaded, then used for every tap and output that reads it."""
-    (_, kh, kw), (_, sh, sw), (_, dh, dw) = geometry.kernel, geometry.stride, geometry.dilation
-    rows = sorted({t * sh + k * dh for t, k in product(range(th), range(kh))})
-    lines = [f"row_{r} = (h + {r} >= 0) & (h + {r} < H)" for r in rows]
-
-    def column(offset: str) -> list[str]:
-        found = [f"column_ok = (iw + {offset} >= 0) & (iw + {offset} < W) & c_ok"]
-        return found + [f"x_{r} = tl.load(x + ({r} * XH + {offset} * XW), mask=row_{r} & column_ok, other=0.0).to(tl.float32)" for r in rows]
-
-    if kh * kw > UNROLLED_TAPS:
-        lines.append(f"for kw in range({kw}):")
-        inner = column(f"kw * {dw}")
-        for k in range(kh):
-            inner.append(f"w_{k} = tl.load(w + ({k * kw} + kw) * C, mask=c_ok, other=0.0).to(tl.float32)")
-            inner += [f"acc_{t}_0 += x_{t * sh + k * dh} * w_{k}" for t in range(th)]
-        return lines + [f"    {line}" for line in inner]
-    loaded = set()
-    for q in sorted({u * sw + k * dw for u, k in product(range(tw), range(kw))}):
-        lines += column(str(q))
-        for u, k_w, k_h in product(range(tw), range(kw), range(kh)):
-            if u * sw + k_w * dw != q:
-                continue
-            tap = k_h * kw + k_w
-            if tap not in loaded:
-                loaded.add(tap)
-                lines.append(f"w_{tap} = tl.load(w + {tap} * C, mask=c_ok, other=0.0).to(tl.float32)")
-            lines += [f"acc_{t}_{u} += x_{t * sh + k_h * dh} * w_{tap}" for t in range(th)]
-    return lines
-
-
-def _epilogue(th: int, tw: int, operands: list[str]) -> list[str]:
-    lines = []
-    if "x2" in operands:
-        lines.append("bias = tl.load(x2 + spread, mask=c_ok, other=0.0).to(tl.float32)")
-    if "x4" in operands:
-        lines.append("gate = tl.load(x4 + n * GN + spread * GC, mask=c_ok, other=0.0).to(tl.float32)")
-    if "x3" in operands:
-        lines.append("residual = x3 + (n * RN + od * RD + oh * RH + ow * RW + c * RC)")
-    lines.append("y = y0 + (n * YN + od * YD + oh * YH + ow * YW + c * YC)")
-    if "y1" in operands:
-        lines.append("total = tl.zeros((BP, BC), dtype=tl.float32)")
-    for t, u in product(range(th), range(tw)):
-        lines += [f"ok = p_ok & (oh + {t} < OH) & (ow + {u} < OW) & c_ok", f"v = acc_{t}_{u}"]
-        if "x4" in operands:
-            lines.append("v *= gate")
-        if "x2" in operands:
-            lines.append("v += bias")
-        if "x3" in operands:
-            lines.append(f"v += tl.load(residual + ({t} * RH + {u} * RW), mask=ok, other=0.0).to(tl.float32)")
-        lines += ["v = activate(v, ACTIVATION, ALPHA)", f"tl.store(y + ({t} * YH + {u} * YW), v.to(y0.dtype.element_ty), mask=ok)"]
-        if "y1" in operands:
-            lines.append("total += tl.where(ok, v, 0.0)")
-    if "y1" in operands:
-        partial = "scratch_partial, counters" if "counters" in operands else "y1, y1"
-        lines.append(f"store_mean(tl.sum(total, axis=0), y1, {partial}, n, tile, block, C, BC, BLOCKS, TILES, OD * OH * OW, MN, MC)")
-    return lines
-
-
-def _grid(geometry: Geometry, config: Config) -> tuple[int, int, int, int]:
-    """Groups of rows, groups of columns, tiles of positions of one n, blocks of channels."""
-    od, oh, ow = geometry.out_spatial
-    groups_h, groups_w = -(-oh // config["TH"]), -(-ow // config["TW"])
-    return groups_h, groups_w, -(-od * groups_h * groups_w // config["BP"]), -(-geometry.groups // config["BC"])
 
 
 def _tiles(geometry: Geometry, itemsize: int) -> list[Config]:
@@ -208,13 +139,16 @@ def _tiles(geometry: Geometry, itemsize: int) -> list[Config]:
     taps = geometry.kernel[1] * geometry.kernel[2]
     innermost = geometry.x_strides[1] == 1
     channels = 1 << (geometry.groups - 1).bit_length()
-    found = []
-    for th, tw, vector, warps in product((1, 2, 4, 7), (1, 2, 4), (8, 4, 2, 1), (1, 2, 4, 8)):
-        if th > max(oh, 1) or tw > max(ow, 1) or vector * itemsize > 16 or th * tw * vector > 64:
+    found: list[Config] = []
+    for th, tw, vector in product((1, 2, 4, 7, 14), (1, 2, 4, 7), (8, 4, 2, 1)):
+        if th > max(oh, 1) or tw > max(ow, 1) or vector * itemsize > 16 or th * tw * vector > 256:
             continue
-        if (taps > UNROLLED_TAPS and tw > 1) or (th * tw > 1 and min(taps, UNROLLED_TAPS) * th * tw * vector > 2400) or (not innermost and tw > 1):
+        if (taps > UNROLLED_TAPS and tw * th > 7) or (taps > UNROLLED_TAPS and tw > 1) or (not innermost and tw > 1):
             continue
-        for bc in (8, 16, 32, 64, 128, 256) if innermost else (1, 2, 4):
+        sample = Tile(geometry, {"TH": th, "TW": tw, "BP": vector, "BC": 32, "warps": 1})
+        if th * tw > 1 and ((sample.is_unrolled and sample.products * vector > MAX_PRODUCTS) or sample.registers > MAX_REGISTERS):
+            continue
+        for warps, bc in product((1, 2, 4, 8), (8, 16, 32, 64, 128, 256) if innermost else (1, 2, 4)):
             bp = 32 * warps * vector // bc
             positions = geometry.out_spatial[0] * -(-oh // th) * -(-ow // tw)
             if bp < 1 or bc < min(vector, 8 if innermost else 1) or (bc > 8 and bc >= 2 * channels) or (bp > 1 and bp >= 2 * positions + 8):
@@ -225,39 +159,98 @@ def _tiles(geometry: Geometry, itemsize: int) -> list[Config]:
     return found
 
 
+def _varied(estimates: list[tuple[float, int]], tiles: list[Config]) -> list[Config]:
+    """The best first, but each further one of the same outputs and channels to a thread later: the estimate tells little about those."""
+    seen: dict[tuple[float, ...], int] = {}
+    keyed = []
+    for cycles, index in estimates:
+        config = tiles[index]
+        form = (config["TH"], config["TW"], config["BP"] * config["BC"] / config["warps"])
+        seen[form] = seen.get(form, 0) + 1
+        keyed.append((cycles * (1 + 0.06 * (seen[form] - 1)), index))
+    return [tiles[index] for _, index in sorted(keyed)]
+
+
 def _estimate(problem: Problem, geometry: Geometry, config: Config) -> float:
     """A guess of the cycles, for the order in which configurations are tried."""
     th, tw, warps = config["TH"], config["TW"], config["warps"]
-    _, _, tiles, blocks = _grid(geometry, config)
+    tile = Tile(geometry, config)
+    _, groups_w, tiles, blocks = grid_of(geometry, config)
     (kd, kh, kw), (_, sh, sw), (_, dh, dw) = geometry.kernel, geometry.stride, geometry.dilation
     itemsize = problem.outputs[0].dtype.itemsize
     vector = config["BP"] * config["BC"] / (32 * warps)
-    rows = len({t * sh + k * dh for t, k in product(range(th), range(kh))})
-    columns = len({u * sw + k * dw for u, k in product(range(tw), range(kw))})
-    loads = kd * (rows * columns + kh * kw)
-    # Products, conversions to float32, and the addresses and masks of loads and stores; the activation costs about 10.
-    instructions = vector * (th * tw * (kd * kh * kw + 12) + (loads if itemsize == 2 else 0)) + 4 * loads + 8 * th * tw + 60
+    rows, columns = len(tile.high.offsets), len(tile.wide.offsets)
+    weights = tile.taps if tile.holds_weights or th == 1 else rows * kw * min(kh, th)
+    border = sum(bool(tile.high.inside(r)) or bool(tile.wide.inside(q)) for r, q in product(tile.high.offsets, tile.wide.offsets))
+    loads = kd * (rows * columns + weights)
+    # Products, conversions to float32, the activation and the sum; loads and stores, and masks.
+    instructions = vector * (kd * tile.products + th * tw * 8.5 + (loads if itemsize == 2 else 0)) + loads + 4 * kd * border + 2 * th * tw + 120
     programs = tiles * blocks * geometry.batch
-    registers = min(255, 40 + vector * (th * tw + rows * 0.75 + kh * 0.5))
-    resident = max(1, min(32, int(65536 // (registers * 32 * warps))))
+    resident = max(1, min(32, 64 // warps, int(65536 // (min(255, tile.registers) * 32 * warps))))
     a_multiprocessor = -(-programs // problem.multiprocessors)
-    issue = a_multiprocessor * warps * instructions / 4 / 0.8
+    # Few warps do not fill a scheduler.
+    busy = min(1.0, 0.35 + min(resident, a_multiprocessor) * warps / 16 * 0.65)
+    issue = a_multiprocessor * warps * instructions / 4 / 0.85 / busy
     cached = a_multiprocessor * warps * loads * max(1.0, vector * itemsize / 4)
     x, y = problem.inputs[0], problem.outputs[0]
     assert x is not None
     # What a program reads beside its own share comes again, from L2. 19 bytes a cycle and multiprocessor is 4.3 TB/s; L2 gives about 28.
-    wide = min(config["BP"], -(-geometry.out_spatial[2] // tw)) * tw
-    high = max(1.0, config["BP"] * tw / geometry.out_spatial[2]) * th
+    wide = min(config["BP"], groups_w) * tw
+    high = max(1.0, config["BP"] / groups_w) * th
     halo = (1 + max(0, (kh - 1) * dh + 1 - sh) / (high * sh)) * (1 + max(0, (kw - 1) * dw + 1 - sw) / (wide * sw))
     sector = max(1.0, 64 / (config["BC"] * itemsize)) ** 0.3 if geometry.x_strides[1] == 1 else 1.0
     used = min(problem.multiprocessors, programs)
     memory = max((x.size_bytes + y.size_bytes) * sector / 19, (x.size_bytes * halo + y.size_bytes) / 28) / used
     starts = a_multiprocessor * 150
     waves = -(-a_multiprocessor // resident)
-    in_flight = min(a_multiprocessor, resident) * warps * rows * 32 * vector * itemsize
-    latency = waves * (900 + kd * columns * 250 / min(4, max(1, 255 // registers))) + memory * max(0.0, 16000 / in_flight - 1) * 0.1
+    in_flight = min(a_multiprocessor, resident) * warps * tile.ahead * columns * 32 * vector * itemsize
+    steps = max(1.0, rows / tile.ahead - 1)
+    latency = waves * (900 + kd * steps * 300 / max(1.0, resident * warps / 8)) + memory * max(0.0, 16000 / in_flight - 1) * 0.1
     pooling = 900 + 8 * tiles if problem.op == "conv_pooled" and tiles > 1 else 0
+    if problem.op == "conv_excite":
+        pooling = 2500 + 4 * tiles * blocks + 8000 / warps
     return max(issue, cached, memory, starts) + 0.2 * memory + latency + pooling + instructions * 1.5
 
 
-TACTICS: tuple[Tactic, ...] = (Depthwise(),)
+class DepthwiseThenGate:
+    """The same as two tactics one after the other: the convolution with the mean, then the gates, each in its own best way."""
+
+    name = "depthwise_then_gate"
+    ops: tuple[str, ...] = ("conv_excite",)
+
+    def reject(self, problem: Problem) -> str:
+        return Depthwise().reject(problem)
+
+    def configs(self, problem: Problem, level: int) -> list[Config]:
+        pooled, gate = _parts(problem)
+        gates = SqueezeExcite().configs(gate, level)[: (1, 1, 2, 2, 3, 4)[level]]
+        return [{"conv": conv, "gate": gate} for conv in Depthwise().configs(pooled, level) for gate in gates]
+
+    def recipe(self, problem: Problem, config: Config) -> Recipe:
+        pooled, gate = _parts(problem)
+        first = Depthwise().recipe(pooled, config["conv"])
+        second = SqueezeExcite().recipe(gate, config["gate"])
+        renamed = {"y1": "scratch.mean"}
+        named = {"x0": "scratch.mean", "x1": "x3", "x2": "x4", "x3": "x5", "x4": "x6", "y0": "y1"}
+        launches = tuple(
+            replace(launch, operands=tuple(names.get(name, name) for name in launch.operands))
+            for recipe, names in ((first, renamed), (second, named))
+            for launch in recipe.launches
+            if isinstance(launch, Launch)
+        )
+        packed = first.packed | {name: replace(p, operands=tuple(named[operand] for operand in p.operands)) for name, p in second.packed.items()}
+        return Recipe(launches, first.scratch | {"mean": pooled.outputs[1]}, packed, first.counters)
+
+
+def _parts(problem: Problem) -> tuple[Problem, Problem]:
+    """The "conv_pooled" and the "squeeze_excite" that a "conv_excite" is."""
+    attributes = dict(problem.attributes)
+    gate = {"activation": attributes.pop("hidden_activation"), "gate": attributes.pop("gate")}
+    y, gates = problem.outputs
+    mean = TensorSpec.contiguous(gates.shape, torch.float32)
+    pooled = replace(problem, op="conv_pooled", inputs=problem.inputs[:3], outputs=(y, mean), attributes=attributes, constants=problem.constants[:3])
+    inputs, constants = (mean, *problem.inputs[3:]), (False, *problem.constants[3:])
+    return pooled, replace(problem, op="squeeze_excite", inputs=inputs, outputs=(gates,), attributes=gate, constants=constants)
+
+
+TACTICS: tuple[Tactic, ...] = (Depthwise(), DepthwiseThenGate())

@@ -94,6 +94,11 @@ class _GroupNorm:
         return f"more than {MAX_DIMS} separate dimensions" if len(self._positions(problem).sizes) > MAX_DIMS else ""
 
     @staticmethod
+    def _moments(problem: Problem) -> TensorSpec | None:
+        """The mean and the variance of each channel [N, 2, C], where the problem gives them."""
+        return problem.inputs[4]
+
+    @staticmethod
     def _positions(problem: Problem) -> Dims:
         """The spatial dimensions, with the strides of x, y and the residual (x's for none)."""
         x, y = only(problem)
@@ -135,6 +140,8 @@ class GroupNormOnChip(_GroupNorm):
     def reject(self, problem: Problem) -> str:
         if reason := super().reject(problem):
             return reason
+        if self._moments(problem) is not None:
+            return "takes its own moments"
         if self._positions(problem).numel > self.largest or self._tile(problem, 1) > self.largest:
             return f"groups of more than {self.largest} elements"
         return ""
@@ -176,19 +183,25 @@ class GroupNormOnChip(_GroupNorm):
 
 
 class GroupNormSplit(_GroupNorm):
-    """Partial statistics of slabs of positions, then a second pass; between them, a kernel that combines them, where groups have several channels
-    or slabs are many."""
+    """The moments of slabs of positions, unless those of all are given; then a second pass; between them, a kernel that combines them, where groups
+    have many channels or slabs are many."""
 
     name = "group_norm_split"
 
     def reject(self, problem: Problem) -> str:
-        return super().reject(problem) or ("groups of more than 8192 channels" if self._group(problem) > 8192 else "")
+        if reason := super().reject(problem):
+            return reason
+        given = self._moments(problem)
+        if given is not None and not (given.is_contiguous and given.dtype == torch.float32):
+            return "moments that are not contiguous float32"
+        return "groups of more than 8192 channels" if self._group(problem) > 8192 else ""
 
     def configs(self, problem: Problem, level: int) -> list[Config]:
         x, _ = only(problem)
-        positions, channels = self._positions(problem).numel, x.shape[1]
+        positions, channels, group = self._positions(problem).numel, x.shape[1], self._group(problem)
         last = x.strides[1] == 1
-        most = max(min(16384 // power_of_two(self._group(problem)), 1024), 1)  # for the combining program to hold them on chip
+        given = self._moments(problem) is not None
+        most = positions if given else max(min(16384 // power_of_two(group), 1024), 1)  # for the combining program to hold them on chip
         found = []
         for elements, warps in ((4096, 4), (8192, 8), (2048, 4), (4096, 8), (2048, 2), (1024, 4)):
             block_c = min(power_of_two(channels), 64) if last else 1
@@ -198,10 +211,10 @@ class GroupNormSplit(_GroupNorm):
             for programs in (8, 4, 16):
                 wanted = max(1, programs * problem.multiprocessors * 4 // warps // (x.shape[0] * columns))
                 slab = max(-(-tiles // min(wanted, most)), 1) * block_p
-                slabs = -(-positions // slab)
-                separate = self._group(problem) > 1 or slabs * block_c > 8192
+                parts = 1 if given else -(-positions // slab)
+                separate = (group > 1 and not given) or power_of_two(parts * group) * block_c > 8192
                 found.append({"slab": slab, "positions": block_p, "channels": block_c, "combine": separate, "warps": warps})
-                if not separate:
+                if not separate and not (given and group == 1):
                     found.append({**found[-1], "combine": True})
         return unique(found, level)
 
@@ -211,33 +224,41 @@ class GroupNormSplit(_GroupNorm):
         group, dims, slab = self._group(problem), self._positions(problem), config["slab"]
         slabs = -(-dims.numel // slab)
         pdl = ("PDL", problem.capability >= 90)
-        size = (("C", channels), ("P", dims.numel), ("SLAB", slab))
+        size = (("C", channels), ("P", dims.numel))
         tile = (("BLOCK_P", config["positions"]), ("BLOCK_C", config["channels"]))
         grid = (n * slabs, -(-channels // config["channels"]), 1)
-        strides = (("XN", x.strides[0]), ("XC", x.strides[1]), *Dims(dims.sizes, dims.strides[:1]).constants("D", "XS"))
-        operands, types = _present(problem, "x0", "scratch.mean", "scratch.m2")
-        partials = Kernel("norms:group_norm_partials", types, (*size, *strides, *tile, pdl), num_warps=config["warps"])
-        launches = [Launch(partials, grid, operands)]
-        scratch = {name: TensorSpec.contiguous((n, slabs, channels), torch.float32) for name in ("mean", "m2")}
+        launches: list[Launch] = []
+        scratch: dict[str, TensorSpec] = {}
+        moments, part = "x4", dims.numel
+        if self._moments(problem) is None:
+            moments, part = "scratch.moments", slab
+            scratch["moments"] = TensorSpec.contiguous((n, slabs, 2, channels), torch.float32)
+            strides = (("XN", x.strides[0]), ("XC", x.strides[1]), *Dims(dims.sizes, dims.strides[:1]).constants("D", "XS"))
+            operands, types = _present(problem, "x0", moments)
+            partials = Kernel("norms:group_norm_partials", types, (*size, ("SLAB", slab), *strides, *tile, pdl), num_warps=config["warps"])
+            launches.append(Launch(partials, grid, operands))
+        parts = -(-dims.numel // part)
         if config["combine"]:
             scratch["statistics"] = TensorSpec.contiguous((n, channels // group, 2), torch.float32)
-            block_s, block_c = power_of_two(slabs), power_of_two(group)
-            joined = (*size, ("GROUP", group), ("EPS", float(problem.attributes["eps"])), ("BLOCK_S", block_s), ("BLOCK_C", block_c), pdl)
-            operands, types = _present(problem, "scratch.mean", "scratch.m2", "scratch.statistics")
+            block_s, block_c = power_of_two(parts), power_of_two(group)
+            eps = ("EPS", float(problem.attributes["eps"]))
+            joined = (*size, ("SLAB", part), ("GROUP", group), eps, ("BLOCK_S", block_s), ("BLOCK_C", block_c), pdl)
+            operands, types = _present(problem, moments, "scratch.statistics")
             warps = max(1, min(power_of_two(block_s * block_c // 256), 16))
             combine = Kernel("norms:group_norm_combine", types, joined, num_warps=warps)
             launches.append(Launch(combine, (n * (channels // group), 1, 1), operands))
         constants = (
             *size,
+            ("SLAB", slab),
+            ("PART", part),
             ("GROUP", group),
             ("COMBINED", config["combine"]),
             *self._finish(problem),
-            ("BLOCK_S", 1 if config["combine"] else power_of_two(slabs)),
+            ("BLOCK_S", 1 if config["combine"] else power_of_two(parts * group)),
             *tile,
             pdl,
         )
-        third = "scratch.statistics" if config["combine"] else "scratch.mean"
-        operands, types = _present(problem, "x0", "x1", "x2", "x3", "scratch.mean", "scratch.m2", third, "y0")
+        operands, types = _present(problem, "x0", "x1", "x2", "x3", moments, "scratch.statistics" if config["combine"] else moments, "y0")
         apply = Kernel("norms:group_norm_apply", types, constants, num_warps=config["warps"])
         launches.append(Launch(apply, grid, operands))
         return Recipe(tuple(launches), scratch=scratch)

@@ -14,7 +14,11 @@ from ..trace import Operation
 #: The files that hold tactics, in the order their candidates are listed.
 FILES = (
     "tactics.conv_gemm",
+    "tactics.gemm",
+    "tactics.gemm_tma",
+    "tactics.conv_lines",
     "tactics.conv_rows",
+    "tactics.conv_moments",
     "tactics.cudnn",
     "tactics.cublas",
     "tactics.depthwise",

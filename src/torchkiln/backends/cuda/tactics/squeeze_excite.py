@@ -59,15 +59,15 @@ class SqueezeExcite:
         n, channels = mean.shape
         hidden = weight1.shape[0]
         rows, part, warps = config["rows"], config["part"], config["warps"]
-        padded = max(_power(hidden), _ROWS)
+        padded = max(power_of_two(hidden), _ROWS)
         # About 32 float32 numbers of an accumulator or of a tile of weights to a thread.
         tile = max(16, min(32 * 32 * warps // padded, 512))
         constants: dict[str, Any] = {
             "N": n,
             "C": channels,
             "R": hidden,
-            "W1": _row(channels, weight1.dtype),
-            "W2": _row(hidden, weight1.dtype),
+            "W1": row_length(channels, weight1.dtype),
+            "W2": row_length(hidden, weight1.dtype),
             "MN": mean.strides[0],
             "MC": mean.strides[1],
             "YN": y.strides[0],
@@ -77,8 +77,8 @@ class SqueezeExcite:
             "ACTIVATION": problem.attributes["activation"],
             "GATE": problem.attributes["gate"],
             "RP": padded,
-            "BC": min(tile, max(_power(channels), 16)) if rows == 1 else min(128 if padded <= 128 else 32, max(_power(channels), 16)),
-            "BO": min(tile, _power(part)) if rows == 1 else min(64 if padded <= 128 else 32, _power(part)),
+            "BC": min(tile, max(power_of_two(channels), 16)) if rows == 1 else min(128 if padded <= 128 else 32, max(power_of_two(channels), 16)),
+            "BO": min(tile, power_of_two(part)) if rows == 1 else min(64 if padded <= 128 else 32, power_of_two(part)),
             "PER_PROGRAM": part,
             "PDL": problem.capability >= 90,
         }
@@ -100,10 +100,28 @@ class SqueezeExcite:
 def pad_rows(weight: torch.Tensor) -> torch.Tensor:
     """Rows padded with zeros to 16 bytes, so that vectors of them can be loaded."""
     matrix = weight.reshape(weight.shape[0], -1)
-    return torch.nn.functional.pad(matrix, (0, _row(matrix.shape[1], weight.dtype) - matrix.shape[1])).contiguous()
+    return torch.nn.functional.pad(matrix, (0, row_length(matrix.shape[1], weight.dtype) - matrix.shape[1])).contiguous()
 
 
-def _row(size: int, dtype: torch.dtype) -> int:
+def hidden_rows(problem: Problem) -> int:
+    """The hidden channels of a "conv_excite", rounded up to a power of two."""
+    return power_of_two(_spec(problem, 3).shape[0])
+
+
+def reject_gate(problem: Problem) -> str:
+    """What the gates of a "conv_excite" are refused for."""
+    weight1, weight2, y = _spec(problem, 3), _spec(problem, 5), problem.outputs[0]
+    if not (problem.constants[3] and problem.constants[5]):
+        return "the weights of the gates are computed: they cannot be laid out at build time"
+    if weight1.shape[1] > MAX_CHANNELS or weight1.shape[0] > MAX_HIDDEN:
+        return f"more than {MAX_CHANNELS} channels or {MAX_HIDDEN} hidden ones: two matrix products are faster"
+    if weight1.dtype != weight2.dtype or weight1.dtype not in _TYPES:
+        return "takes gates' weights of one dtype: fp16, bf16 or fp32"
+    return "" if y.shape[0] <= 2**20 else "offsets would pass 2**31"
+
+
+def row_length(size: int, dtype: torch.dtype) -> int:
+    """Elements of a row padded to 16 bytes."""
     vector = 16 // dtype.itemsize
     return -(-size // vector) * vector
 
@@ -114,7 +132,7 @@ def _spec(problem: Problem, index: int) -> TensorSpec:
     return spec
 
 
-def _power(size: int) -> int:
+def power_of_two(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
@@ -125,12 +143,12 @@ def _estimate(problem: Problem, config: Config) -> float:
     rows, part, warps = config["rows"], config["part"], config["warps"]
     a_multiprocessor = -(-(-(-n // rows) * -(-channels // part)) // problem.multiprocessors)
     read = (channels + min(part, channels)) * hidden * size + channels * 4 * rows
-    products = (channels + part) * max(_power(hidden), _ROWS) / 128 * 3.5 if rows == 1 else 0
+    products = (channels + part) * max(power_of_two(hidden), _ROWS) / 128 * 3.5 if rows == 1 else 0
     resident = max(1, 16 // warps)
     if rows == 1:
         exposed = read / (warps * 32 * 96) * 600
     else:  # two blocks ahead
-        wide = _power(hidden) <= 128
+        wide = power_of_two(hidden) <= 128
         exposed = (channels / (128 if wide else 32) + part / (64 if wide else 32)) * 300
     return a_multiprocessor * max(read / 48, products) + -(-a_multiprocessor // resident) * (1500 + exposed)
 

@@ -1,0 +1,36 @@
+import pytest
+import torch
+
+from torchkiln.fp32_math import CONV, MATMUL, SWITCHES, fp32_math, set_fp32_math, uses_tf32
+from torchkiln.verify.tolerance import TF32_TOLERANCE, tolerance_for
+
+
+@pytest.fixture(autouse=True)
+def restored():
+    with fp32_math(None):
+        yield
+
+
+@pytest.mark.parametrize("math", ["ieee", "tf32"])
+def test_the_switches_are_set_within_the_block_and_restored(math):
+    CONV.fp32_precision, MATMUL.fp32_precision = "tf32", "ieee"
+    before = [switch.fp32_precision for switch in SWITCHES]
+    with pytest.raises(AssertionError), fp32_math(math):
+        assert [uses_tf32(switch) for switch in SWITCHES] != [math == "tf32"] * 3
+    assert [switch.fp32_precision for switch in SWITCHES] == before
+
+
+def test_the_older_switches_work_as_long_as_only_one_kind_is_used():
+    torch.backends.cuda.matmul.allow_tf32 = True
+    assert uses_tf32(MATMUL)
+    with fp32_math("ieee"):
+        assert not uses_tf32(MATMUL)
+    assert torch.backends.cuda.matmul.allow_tf32
+
+
+def test_the_tolerance_of_checking_follows_the_switches():
+    set_fp32_math("ieee")
+    assert tolerance_for(True, [torch.float32], torch.device("cuda")) < TF32_TOLERANCE
+    CONV.fp32_precision = "tf32"
+    assert tolerance_for(True, [torch.float32], torch.device("cuda")) == TF32_TOLERANCE
+    assert tolerance_for(True, [torch.float32], torch.device("cpu")) < TF32_TOLERANCE
