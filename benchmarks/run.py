@@ -53,7 +53,7 @@ SUITES: dict[str, tuple[list[str], list[Workload]]] = {
     ),
     "h200": (
         [
-            *("--precision", "fp16", *_H200, "--min-time", "1", "--rounds", "5"),
+            *("--precision", "fp16", *_H200, "--min-time", "0.6", "--rounds", "5"),
             *("--peers", "eager,cuda-graph-channels-last,torchscript-traced,compile-reduce-overhead"),
         ],
         [
@@ -69,7 +69,7 @@ SUITES: dict[str, tuple[list[str], list[Workload]]] = {
     ),
     "h200-more": (
         [
-            *("--precision", "fp16", *_H200, "--min-time", "1", "--rounds", "5"),
+            *("--precision", "fp16", *_H200, "--min-time", "0.6", "--rounds", "5"),
             *("--peers", "eager,cuda-graph-channels-last,torchscript-traced,compile-reduce-overhead"),
         ],
         [
@@ -79,9 +79,11 @@ SUITES: dict[str, tuple[list[str], list[Workload]]] = {
             Workload("torchvision:deeplabv3_resnet50", "1x3x512x512"),
             Workload(f"{HERE / 'models.py'}:unet", "1x3x512x512"),
             Workload(f"{HERE / 'models.py'}:swin_unetr", "8x1x96x96x96"),
-            Workload("torchvision:resnet50", "1x3x224x224", ["--precision", "bf16"]),
-            Workload("torchvision:vit_b_16", "1x3x224x224", ["--precision", "bf16"]),
         ],
+    ),
+    "h200-bf16": (
+        [*("--precision", "bf16", *_H200, "--min-time", "0.5", "--rounds", "3"), *("--peers", "eager,compile-reduce-overhead")],
+        [Workload("torchvision:resnet50", "1x3x224x224"), Workload("torchvision:vit_b_16", "1x3x224x224")],
     ),
     "h200-fp32": (
         [*("--precision", "fp32", "--no-tf32", *_H200, "--min-time", "0.5", "--rounds", "3"), *("--peers", "eager,compile-reduce-overhead")],

@@ -34,3 +34,21 @@ def test_the_tolerance_of_checking_follows_the_switches():
     CONV.fp32_precision = "tf32"
     assert tolerance_for(True, [torch.float32], torch.device("cuda")) == TF32_TOLERANCE
     assert tolerance_for(True, [torch.float32], torch.device("cpu")) < TF32_TOLERANCE
+
+
+@pytest.mark.parametrize("math", ["ieee", "tf32"])
+def test_torch_can_read_its_older_switches_within_the_block(math):
+    with fp32_math(math):
+        assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is (math == "tf32")
+        assert (torch.get_float32_matmul_precision() == "highest") is (math == "ieee")
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_switches_that_disagree_are_left_so():
+    CONV.fp32_precision = "ieee"
+    with pytest.raises(RuntimeError):
+        _ = torch.backends.cudnn.allow_tf32
+    before = [switch.fp32_precision for switch in SWITCHES]
+    with fp32_math("tf32"):
+        assert torch.backends.cudnn.allow_tf32
+    assert [switch.fp32_precision for switch in SWITCHES] == before

@@ -1,6 +1,7 @@
 """fp32_math: torch's switches of how float32 products are computed on a GPU: in full ("ieee") or on tensor cores in TF32 ("tf32").
 
-Only these switches are read and set, never the older ``allow_tf32``: torch raises where both have been used and disagree.
+torch has switches of two generations and raises when the older ones (``allow_tf32``) are read while the two disagree: here the newer ones are
+read, and both are set.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ def uses_tf32(switch: Any) -> bool:
 
 def set_fp32_math(math: str) -> None:
     """Set all switches: "ieee" or "tf32"."""
+    # Through the older switches, which set these too: what torch itself reads (torch.export, Inductor) raises where the two disagree.
+    torch.backends.cuda.matmul.allow_tf32 = math == "tf32"
+    torch.backends.cudnn.allow_tf32 = math == "tf32"
     for switch in SWITCHES:
         switch.fp32_precision = math
 
@@ -31,11 +35,28 @@ def set_fp32_math(math: str) -> None:
 @contextmanager
 def fp32_math(math: str | None) -> Iterator[None]:
     """All switches set within the block, and as they were after it; None: left as they are, but restored all the same."""
-    before = [switch.fp32_precision for switch in SWITCHES]
+    before = read_fp32_math()
     if math is not None:
         set_fp32_math(math)
     try:
         yield
     finally:
-        for switch, was in zip(SWITCHES, before, strict=True):
-            switch.fp32_precision = was
+        restore_fp32_math(before)
+
+
+def read_fp32_math() -> tuple[dict[Any, bool], list[str]]:
+    """The state of the older switches, as far as they can be read, and of these, for ``restore_fp32_math``."""
+    older = {}
+    for module in (torch.backends.cuda.matmul, torch.backends.cudnn):
+        try:
+            older[module] = bool(module.allow_tf32)
+        except RuntimeError:  # the caller set the two kinds differently
+            continue
+    return older, [switch.fp32_precision for switch in SWITCHES]
+
+
+def restore_fp32_math(before: tuple[dict[Any, bool], list[str]]) -> None:
+    for module, allowed in before[0].items():
+        module.allow_tf32 = allowed
+    for switch, math in zip(SWITCHES, before[1], strict=True):
+        switch.fp32_precision = math

@@ -33,7 +33,6 @@ SMALL = {
     "programs": 1,
     "halves": False,
     "residual": "none",
-    "specialize": False,
 }
 LATE = {**SMALL, "residual": "late"}
 ACTIVATIONS = ("none", "relu", "relu6", "silu", "gelu", "gelu_tanh", "hardswish", "hardsigmoid", "leaky_relu", "sigmoid", "tanh")
@@ -114,10 +113,15 @@ def test_operands_in_wider_tensors():
 
 
 def test_configs_are_few_and_more_with_effort():
-    for problem in (linear((12608, 768), 3072, activation="gelu"), conv((8, 16, 112, 112), 96), conv((8, 256, 14, 14), 1024, residual=True)):
+    for problem in (linear((12608, 768), 3072, activation="gelu"), conv((8, 16, 112, 112), 96), conv((64, 256, 14, 14), 1024, residual=True)):
         problem = replace(problem, multiprocessors=132)
         assert [len(GemmTma().configs(problem, level)) for level in range(6)] == [1, 3, 8, 16, 32, 64]
         assert GemmTma().configs(problem, 5)[:16] == GemmTma().configs(problem, 3)
+
+
+def test_few_tiles_are_left_to_others():
+    problem = replace(linear((197, 768), 3072), multiprocessors=132)
+    assert [len(GemmTma().configs(problem, level)) for level in range(6)] == [0, 0, 0, 0, 0, 64]
 
 
 def test_every_config_computes_the_same():

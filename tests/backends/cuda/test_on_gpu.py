@@ -8,6 +8,7 @@ from tests.backends.cuda.test_plan import MODELS
 
 import torchkiln
 from torchkiln.errors import TargetMismatch
+from torchkiln.fp32_math import fp32_math
 
 pytestmark = pytest.mark.cuda
 
@@ -37,7 +38,7 @@ def test_models(name, precision):
     assert engine.report().backend == "cuda"
     inputs = [torch.randn(shape, device="cuda") for shape in MODELS[name][1]]
     tolerance = {torch.float16: 5e-3, torch.bfloat16: 4e-2, torch.float32: 2e-5}[precision]
-    with torch.no_grad():
+    with torch.no_grad(), fp32_math("ieee"):
         for got, right in zip(torch.utils._pytree.tree_leaves(engine(*inputs)), torch.utils._pytree.tree_leaves(model(*inputs)), strict=True):
             assert error(got, right) < tolerance
 

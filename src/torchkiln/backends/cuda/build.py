@@ -16,8 +16,9 @@ from ...settings import CompileSettings
 from ..contract import Candidate
 from .assemble_plan import Codes, Constants, assemble_plans
 from .batch_sizes import batch_sizes, check_rows_independent
+from .choose_fusions import choose_fusions
 from .choose_streams import choose_streams
-from .passes.pipeline import fuse
+from .passes.pipeline import PASSES, fuse
 from .plan import Bundle, Plan, encode_bundle
 from .runtime import describe_target
 from .specialize import specialize
@@ -78,13 +79,16 @@ def _plan(
         from ...lower.convert_precision import convert_precision
 
         convert_precision(graph_module, candidate.precision)
-    fuse(graph_module)
+    fuse(graph_module, PASSES)
     multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-    traced = trace(graph_module, capability, multiprocessors, lambda op: _math(op, settings))
-    fused = time.perf_counter()
     level = settings.optimization_level if settings.optimization_level is not None else DEFAULT_LEVEL
-    choices = tune(traced.operations, device, level, cache, pool)
-    found = [(node.name, reason) for node, reason in graph_module.meta.get("rejects", [])]
+    began_tuning = time.perf_counter()
+    fused, choices = choose_fusions(
+        graph_module,
+        lambda module: trace(module, capability, multiprocessors, lambda op: _math(op, settings)),
+        lambda operations: tune(operations, device, level, cache, pool),
+    )
+    traced, found = fused.traced, fused.rejects
     by_torch = [(operation, choice) for operation, choice in zip(traced.operations, choices, strict=True) if choice.option.tactic == TORCH]
     found += [(operation.label, reason) for operation, choice in by_torch for reason in choice.rejects]
     rejects += [reject for reject in found if reject not in rejects]
@@ -92,7 +96,14 @@ def _plan(
         raise BuildFailed(f"{segment.name}: nothing to compute")
     plans = assemble_plans(traced, choices, codes, constants, STREAMS if level >= STREAMS_LEVEL else (1,))
     plan = choose_streams(plans, codes.held, constants.held, cache, device)
-    log(STEPS, "cuda: %s: fused in %.1f s, tuned in %.1f s, %d steps", segment.name, fused - began, time.perf_counter() - fused, len(plan.steps))
+    log(
+        STEPS,
+        "cuda: %s: fused in %.1f s, tuned in %.1f s, %d steps",
+        segment.name,
+        began_tuning - began,
+        time.perf_counter() - began_tuning,
+        len(plan.steps),
+    )
     return plan
 
 

@@ -11,7 +11,7 @@ import torch
 
 from ...engine.artifact import Artifact
 from ...errors import CorruptEngineFile, TargetMismatch
-from ...fp32_math import SWITCHES, set_fp32_math
+from ...fp32_math import read_fp32_math, restore_fp32_math, set_fp32_math
 from .driver import Function, load_function
 from .plan import Bundle, KernelStep, Plan, Step, Tensor, decode_bundle
 from .recipe import ALIGNMENT_BYTES, TensorSpec, refs_in
@@ -319,14 +319,13 @@ class own_flags:
     def __enter__(self) -> Callable[[str], None]:
         self._lock.acquire()
         self._benchmark = torch.backends.cudnn.benchmark
-        self._math = [switch.fp32_precision for switch in SWITCHES]
+        self._math = read_fp32_math()
         torch.backends.cudnn.benchmark = False
         return set_fp32_math
 
     def __exit__(self, *_: object) -> None:
         try:
             torch.backends.cudnn.benchmark = self._benchmark
-            for switch, math in zip(SWITCHES, self._math, strict=True):
-                switch.fp32_precision = math
+            restore_fp32_math(self._math)
         finally:
             self._lock.release()

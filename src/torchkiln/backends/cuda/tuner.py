@@ -12,13 +12,15 @@ from ...log import REJECTS, STEPS, log
 from ...progress import progress
 from .compile_kernel import Compiled
 from .measure import Job
-from .recipe import Kernel, Launch
+from .recipe import Kernel, Launch, TorchCall
 from .tactics.registry import TORCH, Option, option_of, options_of
 from .timing_cache import Entry, TimingCache, environment, key
 from .trace import Operation
 from .worker_pool import WorkerPool, compiled_of
 
 DEFAULT_LEVEL = 3
+#: Microseconds that a kernel of a library costs in a plan besides its own: the next kernel cannot be scheduled before it has ended.
+LIBRARY_US = 0.7
 
 
 @dataclass
@@ -114,7 +116,7 @@ def _tune_one(operation: Operation, options: list[Option], rejects: list[str], n
             # torch is its own reference; it may still refuse to be measured (an operator that cannot be captured).
             return Choice(options[0], None, {}, rejects + wrong)
         return Choice(Option(TORCH, {}, operation.reference), None, {}, rejects + wrong)
-    best, median_us = min(right, key=lambda pair: pair[1])
+    best, median_us = min(right, key=lambda pair: pair[1] + LIBRARY_US * sum(isinstance(call, TorchCall) for call in pair[0].recipe.launches))
     log(STEPS, "tune %s: %s %s: %.2f us of %d tried", operation.label, best.tactic, best.config, median_us, len(tried))
     cache.put(name, Entry(best.tactic, best.config, median_us, [[o.tactic, o.config, us, why] for o, us, why in tried]))
     codes = next(codes for option, codes in ready if option is best)

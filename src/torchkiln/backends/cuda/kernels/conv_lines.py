@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import activate, release, wait
+from .common import activate, prefetch, release, wait
 from .moments import store_moments
 
 
@@ -78,6 +78,7 @@ def conv_lines(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    PREFETCH: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """y[n, :, od, oh, ow] = activation(sum over taps and channels of x * w + bias + residual), with stride and dilation 1 along W.
@@ -91,6 +92,7 @@ def conv_lines(
     w: [CO, KW, WK] dense: K is (kd, kh, channel), with zeros from KD * KH * CI to WK, a multiple of BK.
     parts: with MOMENTS, float32 [N, tiles of an image, 3, CO]: the moments of every tile of y (see kernels/moments.py), which then has positions of
         one image only.
+    PREFETCH: as conv_gemm has it.
     Grid: (tiles of positions times tiles of CO,).
     """
     release(PDL)
@@ -122,6 +124,11 @@ def conv_lines(
     accs = ()
     for _ in tl.static_range(KW):
         accs = accs + (tl.zeros((BM, BN), dtype=tl.float32),)  # noqa: RUF005
+    if PREFETCH:
+        LINE: tl.constexpr = 1024 // w_ptr.dtype.element_ty.primitive_bitwidth
+        LINES_W: tl.constexpr = triton.next_power_of_2(triton.cdiv(KW * WK, LINE))
+        part = tl.minimum(tl.arange(0, LINES_W) * LINE, KW * WK - 1)
+        prefetch(w_ptr + (tl.minimum(columns, CO - 1) * (KW * WK))[:, None] + part[None, :])
     wait(PDL)
 
     # The grid has no second dimension: this is 0, but a short loop of known length would be unrolled whole and take more registers.

@@ -41,7 +41,6 @@ def gemm_tma(
     LOOP: tl.constexpr,
     STAGES: tl.constexpr,
     HALVES: tl.constexpr,
-    SPECIALIZE: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """y[m, n] = activation(sum over k of x[m, k] * w[n, k] + bias[n] + residual[m, n]).
@@ -52,7 +51,6 @@ def gemm_tma(
     LOOP: "nested": the loads of a tile's blocks of K run ahead within the tile; "flat": also across tiles; "unrolled": few blocks of K: the loads of
         whole tiles, residual too, run ahead over STAGES tiles.
     HALVES: store the left and the right half of a tile one after the other: half the shared memory.
-    SPECIALIZE: warps of their own for the loads, and two groups that multiply half the rows of a tile each (num_warps is 4 then).
     Grid: (PROGRAMS,), at most the number of tiles.
     """
     begin(PDL)
@@ -78,7 +76,7 @@ def gemm_tma(
                 acc = tl.dot(x_tiles.load([row, step * BK]), w_tiles.load([column, step * BK]).T, acc)
             _finish(acc, residual, bias_ptr, r_tiles, y_tiles, row, column, N, HAS_BIAS, RESIDUAL, ACTIVATION, ALPHA, BM, BN, HALVES)
     else:
-        for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, PROGRAMS, flatten=LOOP == "flat", warp_specialize=SPECIALIZE):
+        for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, PROGRAMS, flatten=LOOP == "flat"):
             row, column = _place(tile, tiles_m, tiles_n, BM, BN, GROUP_M)
             residual = _early(residual_ptr, r_tiles, row, column, M, N, RS, RESIDUAL, BM, BN)
             acc = tl.zeros((BM, BN), dtype=tl.float32)

@@ -18,22 +18,21 @@ from .hoist_linear_views import hoist_linear_views
 from .split_heads import split_heads
 
 #: Attention before the softmax in it becomes an op of its own; the gates of squeeze-and-excite blocks, and norms, before the convolutions
-#: around them take what follows; the moments of norms once convolutions are whole; views are moved out of the way before linear layers look for
-#: what follows them.
+#: around them take what follows; views are moved out of the way before linear layers look for what follows them.
 PASSES: tuple[Pass, ...] = (
     fuse_attention,
     fuse_squeeze_excite,
     fuse_norms,
     fuse_conv,
-    fuse_moments,
     split_heads,
     hoist_linear_views,
     fuse_linear,
-    fuse_layer_norm,
 )
+#: Passes over their result that do not always pay, and of which each may be left out (see choose_fusions).
+OPTIONAL_PASSES: tuple[Pass, ...] = (fuse_moments, fuse_layer_norm)
 
 
-def fuse(graph_module: GraphModule, passes: tuple[Pass, ...] = PASSES) -> list[tuple[str, int]]:
+def fuse(graph_module: GraphModule, passes: tuple[Pass, ...] = PASSES + OPTIONAL_PASSES) -> list[tuple[str, int]]:
     """Rewrite ``graph_module``, core ATen with static shapes, into the fused dialect, in place. Returns (pass, rewrites) in order.
 
     What looked like a pattern but was refused is in ``graph_module.meta["rejects"]``, as (node, reason). With TORCHKILN_DUMP=dir, the graph

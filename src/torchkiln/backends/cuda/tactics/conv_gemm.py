@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from ..recipe import MAX_ELEMENTS, Config, Kernel, Launch, Packed, Problem, Recipe, Tactic, TensorSpec
-from .conv_geometry import Geometry, conv_geometry, leading_dims, linear_geometry
+from .conv_geometry import Geometry, conv_geometry, leading_dims, linear_geometry, merge_positions
 from .moments import combine_launch
 
 #: Fewer input channels than this are packed next to each other over the taps: blocks of channels would be mostly padding.
@@ -70,7 +70,7 @@ def gemm_configs(problem: Problem, geometry: Geometry, level: int, *, flat: bool
             if has_residual and split == 1 and bm * bn <= 128 * 128:
                 found.append({**config, "early": True})
     ranked = sorted(found, key=lambda config: _estimate(problem, geometry, config, flat))
-    return _spread(ranked)[: (1, 4, 10, 24, 40, 80)[level]]
+    return _spread(ranked)[: (1, 4, 10, 20, 40, 80)[level]]
 
 
 def _spread(ranked: list[Config]) -> list[Config]:
@@ -186,7 +186,10 @@ def pack_weight(weight: torch.Tensor, block: int, flat: bool) -> torch.Tensor:
 
 
 def _geometry(problem: Problem) -> Geometry:
-    return linear_geometry(problem) if problem.op == "linear" else conv_geometry(problem)
+    if problem.op == "linear":
+        return linear_geometry(problem)
+    # Scales and moments are of an image.
+    return merge_positions(conv_geometry(problem), keep_batch=problem.op == "conv_moments" or problem.inputs[4] is not None)
 
 
 def _row_tiles(problem: Problem, geometry: Geometry, bm: int) -> int:

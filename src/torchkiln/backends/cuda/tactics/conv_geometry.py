@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..recipe import Problem, TensorSpec
 
@@ -71,6 +71,35 @@ def conv_geometry(problem: Problem) -> Geometry:
         y_strides=_five(y),
         residual_strides=_five(residual) if residual is not None else (0,) * 5,
     )
+
+
+def merge_positions(geometry: Geometry, *, keep_batch: bool) -> Geometry:
+    """The same pointwise convolution with fewer dimensions: neighbours that every tensor walks with one stride are one, so that kernels divide less.
+
+    Args:
+        keep_batch: leave the batch a dimension of its own.
+    """
+    if not geometry.is_pointwise or geometry.stride != (1, 1, 1):
+        return geometry
+    tensors = (geometry.x_strides, geometry.y_strides, geometry.residual_strides)
+    sizes: list[int] = []
+    strides: list[tuple[int, ...]] = []
+    for dim, size in zip((2, 3, 4), geometry.spatial, strict=True):
+        own = tuple(five[dim] for five in tensors)
+        if size == 1:
+            continue
+        if sizes and all(outer == inner * size for outer, inner in zip(strides[-1], own, strict=True)):
+            sizes[-1], strides[-1] = sizes[-1] * size, own
+        else:
+            sizes, strides = [*sizes, size], [*strides, own]
+    batch, by_batch = geometry.batch, tuple(five[0] for five in tensors)
+    if not keep_batch and sizes and all(outer == inner * sizes[0] for outer, inner in zip(by_batch, strides[0], strict=True)):
+        sizes[0] *= batch
+        batch = 1
+    missing = 3 - len(sizes)
+    spatial = _triple(sizes, 1)
+    fives = [(five[0], five[1], *(0,) * missing, *(own[index] for own in strides)) for index, five in enumerate(tensors)]
+    return replace(geometry, batch=batch, spatial=spatial, out_spatial=spatial, x_strides=fives[0], y_strides=fives[1], residual_strides=fives[2])
 
 
 def linear_geometry(problem: Problem) -> Geometry:

@@ -77,7 +77,7 @@ class ConvLines:
             if stages <= max(2, _steps(geometry, bk)) and _stage_bytes(geometry, bm, bn, bk, size) * stages <= _SHARED_BYTES
         ]
         ranked = sorted(found, key=lambda config: _estimate(problem, geometry, config))
-        return _spread(ranked)[: (1, 3, 6, 10, 16, 32)[level]]
+        return _spread(ranked)[: (1, 2, 4, 6, 16, 32)[level]]
 
     def recipe(self, problem: Problem, config: Config) -> Recipe:
         geometry = _geometry(problem)
@@ -87,6 +87,7 @@ class ConvLines:
         moments = problem.op == "conv_moments"
         images = geometry.batch if moments else 1
         parts = _tiles(geometry, bm, images)
+        programs = images * parts * -(-geometry.output_channels // bn)
         names = ("x0", "packed.weight", "x2" if has_bias else "x0", "x3" if has_residual else "x0", "y0", "scratch.parts" if moments else "x0")
         dtype = problem.outputs[0].dtype
         pointers = (*(dtype if spec is None else spec.dtype for spec in specs), torch.float32 if moments else dtype)
@@ -115,10 +116,11 @@ class ConvLines:
             "BM": bm,
             "BN": bn,
             "BK": bk,
+            "PREFETCH": problem.capability >= 90 and programs <= 2 * problem.multiprocessors,
             "PDL": problem.capability >= 90,
         }
         kernel = Kernel("conv_lines:conv_lines", pointers, tuple(constants.items()), config["warps"], config["stages"])
-        launches = [Launch(kernel, (images * parts * -(-geometry.output_channels // bn), 1, 1), names)]
+        launches = [Launch(kernel, (programs, 1, 1), names)]
         scratch: dict[str, TensorSpec] = {}
         counters = 0
         if moments:

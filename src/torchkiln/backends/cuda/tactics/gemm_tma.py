@@ -67,6 +67,8 @@ class GemmTma:
 
     def configs(self, problem: Problem, level: int) -> list[Config]:
         shape = _matrices(problem)
+        if level < 5 and -(-shape.rows // 128) * -(-shape.columns // 128) < problem.multiprocessors:
+            return []  # a program has a tile at most: to make the descriptors takes longer than they save
         ranked = sorted(_candidates(problem, shape), key=lambda config: _estimate(problem, shape, config))
         return _spread(ranked)[: (1, 3, 8, 16, 32, 64)[level]]
 
@@ -98,7 +100,6 @@ class GemmTma:
             "LOOP": config["loop"],
             "STAGES": config["stages"],
             "HALVES": config["halves"],
-            "SPECIALIZE": config["specialize"],
             "PDL": problem.capability >= 90,
         }
         pointers = tuple(dtypes[name] for name in operands)
@@ -174,15 +175,10 @@ def _candidates(problem: Problem, shape: Matrices) -> list[Config]:
                 # With one block of K a nested loop is a flat one.
                 several = (1, 2, 3, 4, 6, 8) if steps > 1 or loop != "nested" else ()
                 for programs in (0, *several) if loop == "nested" else several:
-                    base = {"BM": bm, "BN": bn, "BK": bk, "warps": warps, "loop": loop, "programs": programs, "specialize": False}
+                    base = {"BM": bm, "BN": bn, "BK": bk, "warps": warps, "loop": loop, "programs": programs}
                     for halves in (False, True) if bn >= 128 else (False,):
                         for residual in _residuals(shape, bm, bn, warps, halves) if shape.has_residual else ("none",):
                             found += _staged({**base, "halves": halves, "residual": residual}, problem, steps)
-        if bm == 128 and bn >= 64 and (warps == 4 or bn == 256):
-            # Triton takes four warps here and adds those that load and a second group that multiplies.
-            base = {"BM": bm, "BN": bn, "BK": 64, "warps": 4, "loop": "nested", "programs": 1, "specialize": True, "halves": False}
-            if shape.depth >= 256:
-                found += _staged({**base, "residual": "late" if shape.has_residual else "none"}, problem, -(-shape.depth // 64))
     return found
 
 
@@ -215,10 +211,10 @@ def _staged(config: Config, problem: Problem, steps: int) -> list[Config]:
 
 def _spread(ranked: list[Config]) -> list[Config]:
     """The same, but with other tiles and loops before more variants of one: the guess tells these apart better."""
-    seen: Counter[tuple[int, int, str, bool]] = Counter()
+    seen: Counter[tuple[int, int, str]] = Counter()
     keyed: list[tuple[int, int, Config]] = []
     for rank, config in enumerate(ranked):
-        kind = (config["BM"], config["BN"], config["loop"], config["specialize"])
+        kind = (config["BM"], config["BN"], config["loop"])
         keyed.append((rank + 24 * seen[kind], rank, config))
         seen[kind] += 1
     return [config for _, _, config in sorted(keyed, key=lambda entry: entry[:2])]
@@ -238,7 +234,7 @@ def _estimate(problem: Problem, shape: Matrices, config: Config) -> float:
     products = bm * bn * depth / (2048 * min(0.9, 0.45 + bm * bn / 65536))
     feed = (bm + bn) * depth * 2 / 56
     epilogue = bm * bn * (6 + _ACTIVATION_COST.get(problem.attributes["activation"], 5) + 3 * shape.has_residual) / 128
-    latency = {"unrolled": 200, "flat": 300, "nested": 1000}[config["loop"]] / (2 if config["specialize"] else 1)
+    latency = {"unrolled": 200, "flat": 300, "nested": 1000}[config["loop"]]
     latency += {"late": 800, "early": 400}.get(config["residual"], 0) if config["loop"] != "unrolled" else 0
     latency += 2000 if not config["programs"] else 0
     main = max(products, feed)
