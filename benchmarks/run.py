@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -129,11 +130,13 @@ def main() -> None:
     shared, workloads = SUITES[args.suite]
     args.out.mkdir(parents=True, exist_ok=True)
     results = [read_json(path) for path in args.merge]
-    with tempfile.TemporaryDirectory() as folder:
-        results += (measure_in_turns if args.jobs else measure)(shared, workloads, args, Path(folder))
+    # Beside the result: a run that is stopped leaves what it has measured.
+    parts = Path(tempfile.mkdtemp(prefix=f"{args.suite}-", dir=args.out))
+    results += (measure_in_turns if args.jobs else measure)(shared, workloads, args, parts)
     merged = merge_results(results)
     write_json(merged, args.out / f"{args.suite}.json")
     (args.out / f"{args.suite}.md").write_text(markdown_report(merged))
+    shutil.rmtree(parts)
     print(f"{len(merged.rows)} rows in {args.out / (args.suite + '.json')}")
     sys.exit(1 if args.failed else 0)
 

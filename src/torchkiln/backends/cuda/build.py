@@ -83,12 +83,12 @@ def _plan(
     multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
     level = settings.optimization_level if settings.optimization_level is not None else DEFAULT_LEVEL
     began_tuning = time.perf_counter()
-    fused, choices = choose_fusions(
+    fused = choose_fusions(
         graph_module,
         lambda module: trace(module, capability, multiprocessors, lambda op: _math(op, settings)),
         lambda operations: tune(operations, device, level, cache, pool),
     )
-    traced, found = fused.traced, fused.rejects
+    traced, choices, found = fused.traced, fused.choices, fused.rejects
     by_torch = [(operation, choice) for operation, choice in zip(traced.operations, choices, strict=True) if choice.option.tactic == TORCH]
     found += [(operation.label, reason) for operation, choice in by_torch for reason in choice.rejects]
     rejects += [reject for reject in found if reject not in rejects]

@@ -38,10 +38,6 @@ _PLACEMENT = ("device", "layout", "pin_memory", "memory_format")
 _CHANNELS_LAST = ("conv", "max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_")
 
 
-#: Linear layers: which of their tensors have the rows of the result.
-_ROW_OPERANDS = {"linear": (0, 3), "linear_moments": (0, 3), "linear_normalized": (0, 3, 4)}
-
-
 @dataclass(eq=False)
 class Storage:
     """Memory that tensors lie in.
@@ -308,8 +304,8 @@ class _Tracer:
         outputs = [Value(Storage("temporary", s.dtype, s.span), s) for s in specs] if many else [self._new(node, specs[0])]
         self.values[node] = outputs if many else outputs[0]
         name = target._schema.name.split("::")[1] if own else str(target)
-        if name in _ROW_OPERANDS:
-            inputs, outputs = _as_rows(inputs, outputs, _ROW_OPERANDS[name])
+        if name == "linear":
+            inputs, outputs = _as_rows(inputs, outputs)
         constants = tuple(v is not None and v.storage.kind == "constant" for v in inputs)
         problem = Problem(
             name,
@@ -335,11 +331,7 @@ class _Tracer:
         fakes = list(results) if isinstance(results, (tuple, list)) else [results]
         name = str(node.target)
         if name.startswith("torchkiln."):
-            rows = name.startswith("torchkiln.linear")
-            by_products = [
-                TensorSpec(tuple(f.shape), _default_strides(node, f.shape, inputs), f.dtype) if rows else TensorSpec.contiguous(f.shape, f.dtype)
-                for f in fakes[1:]
-            ]
+            by_products = [TensorSpec.contiguous(f.shape, f.dtype) for f in fakes[1:]]
             return [TensorSpec(tuple(fakes[0].shape), _default_strides(node, fakes[0].shape, inputs), fakes[0].dtype), *by_products]
         if _is_channels_last(node):
             return [TensorSpec(tuple(f.shape), _default_strides(node, f.shape, inputs), f.dtype) for f in fakes]
@@ -425,7 +417,7 @@ def _default_strides(node: Node, shape: Sequence[int], inputs: Sequence[Value | 
         if first is not None and _is_dense(first.spec):
             return first.spec.strides
         return channels_last_strides(shape) if name.startswith("torchkiln.group_norm") and len(shape) > 2 else contiguous
-    if name.startswith("torchkiln.linear") and inputs[0] is not None:
+    if name == "torchkiln.linear.default" and inputs[0] is not None:
         # Rows in the order that they lie in x, so that product and operand are walked with one stride each.
         leading = sorted(range(len(shape) - 1), key=lambda d: -inputs[0].spec.strides[d] if shape[d] > 1 else 0)  # type: ignore[union-attr]
         return _strides_in_order(shape, [*leading, len(shape) - 1])
@@ -457,10 +449,10 @@ def _strides_in_order(shape: Sequence[int], order: Sequence[int]) -> tuple[int, 
     return tuple(strides)
 
 
-def _as_rows(inputs: list[Value | None], outputs: list[Value], rows: Sequence[int]) -> tuple[list[Value | None], list[Value]]:
-    """A linear layer's results and those of its operands that have rows as [rows, channels], where each walks its rows with one stride in the same
-    order; as they are where they do not."""
-    held = [value for value in (*(inputs[index] for index in rows), *outputs) if value is not None]
+def _as_rows(inputs: list[Value | None], outputs: list[Value]) -> tuple[list[Value | None], list[Value]]:
+    """A linear layer's x, residual and result as [rows, channels], where each walks its rows with one stride in the same order."""
+    x, weight, bias, residual = inputs
+    held = [value for value in (x, residual, *outputs) if value is not None]
     rank = len(held[0].spec.shape)
     order = sorted((d for d in range(rank - 1) if held[0].spec.shape[d] > 1), key=lambda d: -outputs[0].spec.strides[d])
     for value in held:
@@ -468,14 +460,15 @@ def _as_rows(inputs: list[Value | None], outputs: list[Value], rows: Sequence[in
         if any(value.spec.strides[a] != value.spec.strides[b] * value.spec.shape[b] for a, b in pairs):
             return inputs, outputs
 
-    def flat(value: Value) -> Value:
+    def flat(value: Value | None) -> Value | None:
+        if value is None:
+            return None
         spec = value.spec
-        count = spec.numel // spec.shape[-1] if spec.shape[-1] else 0
+        rows = spec.numel // spec.shape[-1] if spec.shape[-1] else 0
         row = spec.strides[order[-1]] if order else spec.shape[-1]
-        return Value(value.storage, TensorSpec((count, spec.shape[-1]), (row, spec.strides[-1]), spec.dtype), value.offset)
+        return Value(value.storage, TensorSpec((rows, spec.shape[-1]), (row, spec.strides[-1]), spec.dtype), value.offset)
 
-    flattened = [flat(value) if index in rows and value is not None else value for index, value in enumerate(inputs)]
-    return flattened, [flat(value) for value in outputs]
+    return [flat(x), weight, bias, flat(residual)], [flat(value) for value in outputs]  # type: ignore[misc]
 
 
 def _is_dense(spec: TensorSpec) -> bool:

@@ -9,7 +9,6 @@ from ....lower.pipeline import Pass, run_pass
 from .emit import refresh_strides
 from .fuse_attention import fuse_attention
 from .fuse_conv import fuse_conv
-from .fuse_layer_norm import fuse_layer_norm
 from .fuse_linear import fuse_linear
 from .fuse_moments import fuse_moments
 from .fuse_norms import fuse_norms
@@ -29,7 +28,7 @@ PASSES: tuple[Pass, ...] = (
     fuse_linear,
 )
 #: Passes over their result that do not always pay, and of which each may be left out (see choose_fusions).
-OPTIONAL_PASSES: tuple[Pass, ...] = (fuse_moments, fuse_layer_norm)
+OPTIONAL_PASSES: tuple[Pass, ...] = (fuse_moments,)
 
 
 def fuse(graph_module: GraphModule, passes: tuple[Pass, ...] = PASSES + OPTIONAL_PASSES) -> list[tuple[str, int]]:

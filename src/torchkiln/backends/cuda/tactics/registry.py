@@ -14,7 +14,6 @@ from ..trace import Operation
 #: The files that hold tactics, in the order their candidates are listed.
 FILES = (
     "tactics.conv_gemm",
-    "tactics.gemm",
     "tactics.gemm_tma",
     "tactics.conv_lines",
     "tactics.conv_rows",
