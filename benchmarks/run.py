@@ -130,8 +130,8 @@ def main() -> None:
     shared, workloads = SUITES[args.suite]
     args.out.mkdir(parents=True, exist_ok=True)
     results = [read_json(path) for path in args.merge]
-    # Beside the result: a run that is stopped leaves what it has measured.
-    parts = Path(tempfile.mkdtemp(prefix=f"{args.suite}-", dir=args.out))
+    # Beside the result: a run that is stopped leaves what it has measured there, for --merge.
+    parts = Path(tempfile.mkdtemp(prefix=f"parts-{args.suite}-", dir=args.out))
     results += (measure_in_turns if args.jobs else measure)(shared, workloads, args, parts)
     merged = merge_results(results)
     write_json(merged, args.out / f"{args.suite}.json")

@@ -15,8 +15,11 @@ def restored():
 def test_the_switches_are_set_within_the_block_and_restored(math):
     CONV.fp32_precision, MATMUL.fp32_precision = "tf32", "ieee"
     before = [switch.fp32_precision for switch in SWITCHES]
-    with pytest.raises(AssertionError), fp32_math(math):
-        assert [uses_tf32(switch) for switch in SWITCHES] != [math == "tf32"] * 3
+    with fp32_math(math):
+        assert [uses_tf32(switch) for switch in SWITCHES] == [math == "tf32"] * 3
+    assert [switch.fp32_precision for switch in SWITCHES] == before
+    with pytest.raises(KeyError), fp32_math(math):
+        raise KeyError
     assert [switch.fp32_precision for switch in SWITCHES] == before
 
 
@@ -52,3 +55,15 @@ def test_switches_that_disagree_are_left_so():
     with fp32_math("tf32"):
         assert torch.backends.cudnn.allow_tf32
     assert [switch.fp32_precision for switch in SWITCHES] == before
+
+
+@pytest.mark.parametrize("math", ["ieee", "tf32"])
+@pytest.mark.parametrize("products", ["highest", "high", "medium"])
+def test_the_older_precision_of_products_can_be_read_within_and_is_as_it_was(math, products):
+    torch.set_float32_matmul_precision(products)
+    cpu = torch.backends.mkldnn.matmul.fp32_precision
+    with fp32_math(math):
+        assert torch.get_float32_matmul_precision() == ("highest" if math == "ieee" else "high")
+        assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+    assert torch.get_float32_matmul_precision() == products
+    assert torch.backends.mkldnn.matmul.fp32_precision == cpu

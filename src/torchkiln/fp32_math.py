@@ -16,6 +16,8 @@ CONV: Any = getattr(torch.backends.cudnn, "conv")  # noqa: B009  (the module's t
 RNN: Any = getattr(torch.backends.cudnn, "rnn")  # noqa: B009
 MATMUL: Any = torch.backends.cuda.matmul
 SWITCHES = (CONV, RNN, MATMUL)
+#: The CPU's: torch.set_float32_matmul_precision sets it too, and torch.get_float32_matmul_precision raises where it disagrees.
+_CPU_MATMUL: Any = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009
 
 
 def uses_tf32(switch: Any) -> bool:
@@ -24,10 +26,11 @@ def uses_tf32(switch: Any) -> bool:
 
 
 def set_fp32_math(math: str) -> None:
-    """Set all switches: "ieee" or "tf32"."""
+    """Set all switches: "ieee" or "tf32"; the CPU's to full precision."""
     # Through the older switches, which set these too: what torch itself reads (torch.export, Inductor) raises where the two disagree.
     torch.backends.cuda.matmul.allow_tf32 = math == "tf32"
     torch.backends.cudnn.allow_tf32 = math == "tf32"
+    _CPU_MATMUL.fp32_precision = "ieee"
     for switch in SWITCHES:
         switch.fp32_precision = math
 
@@ -44,19 +47,26 @@ def fp32_math(math: str | None) -> Iterator[None]:
         restore_fp32_math(before)
 
 
-def read_fp32_math() -> tuple[dict[Any, bool], list[str]]:
-    """The state of the older switches, as far as they can be read, and of these, for ``restore_fp32_math``."""
+def read_fp32_math() -> tuple[dict[Any, bool], str, list[str]]:
+    """For ``restore_fp32_math``: the older switches and the older precision of products, as far as they can be read, and all the newer ones."""
     older = {}
     for module in (torch.backends.cuda.matmul, torch.backends.cudnn):
         try:
             older[module] = bool(module.allow_tf32)
         except RuntimeError:  # the caller set the two kinds differently
             continue
-    return older, [switch.fp32_precision for switch in SWITCHES]
+    try:
+        products = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        products = ""
+    return older, products, [switch.fp32_precision for switch in (*SWITCHES, _CPU_MATMUL)]
 
 
-def restore_fp32_math(before: tuple[dict[Any, bool], list[str]]) -> None:
-    for module, allowed in before[0].items():
+def restore_fp32_math(before: tuple[dict[Any, bool], str, list[str]]) -> None:
+    older, products, newer = before
+    for module, allowed in older.items():
         module.allow_tf32 = allowed
-    for switch, math in zip(SWITCHES, before[1], strict=True):
+    if products:
+        torch.set_float32_matmul_precision(products)  # "medium" is lost in allow_tf32
+    for switch, math in zip((*SWITCHES, _CPU_MATMUL), newer, strict=True):
         switch.fp32_precision = math

@@ -10,10 +10,12 @@ from torch import nn
 
 from torchkiln import Input
 from torchkiln.bench import BenchmarkModel, BenchmarkRequest, run_benchmark
+from torchkiln.bench import run as bench_run
 from torchkiln.bench.peers import PEERS
 from torchkiln.bench.peers.contract import Refusal, Refused, Runner
 from torchkiln.bench.results_file import as_json, from_json
 from torchkiln.errors import BackendUnavailable, MissingPackage, UnknownOption, UserError
+from torchkiln.fp32_math import SWITCHES
 
 from .fakes import FakeEngine, build_exact, small_model
 
@@ -277,6 +279,24 @@ def test_requests_that_cannot_be_carried_out():
     if not torch.cuda.is_available():
         with pytest.raises(BackendUnavailable, match="no usable GPU"):
             run(device="cuda")
+
+
+def test_how_products_of_float32_are_computed_is_for_every_runner(monkeypatch):
+    seen = []
+    monkeypatch.setattr(bench_run, "_check_device", lambda device, request: None)
+
+    def build(case, precisions, options):
+        seen.append((options, [switch.fp32_precision for switch in SWITCHES]))
+        return FakeEngine(lambda x: case.model(x))
+
+    before = [switch.fp32_precision for switch in SWITCHES]
+    for tf32 in (None, True, False):
+        run(tf32=tf32, build_engine=build, peers="none", engine_options={"backend": "torch"})
+    assert [options for options, _ in seen] == [{"backend": "torch"}] + [{"backend": "torch", "disable_tf32": disabled} for disabled in (False, True)]
+    assert [math for _, math in seen] == [before, ["tf32"] * 3, ["ieee"] * 3]
+    assert [switch.fp32_precision for switch in SWITCHES] == before
+    with pytest.raises(UserError, match="ready engine computes as it was built"):
+        BenchmarkRequest(models=[BenchmarkModel("net", None, [Input(SHAPE)], engine=FakeEngine(lambda x: x))], tf32=True)
 
 
 def test_the_real_engine_is_the_default():

@@ -75,6 +75,21 @@ def write(path: Path, plans: dict[int, Plan], low: int = 1, high: int = 5) -> Pa
     return path
 
 
+def test_streams_are_shown_where_there_are_several(tmp_path: Path) -> None:
+    plan = made_plan(2)
+    one = write(tmp_path / "one.kiln", {2: plan}, 2, 2)
+    assert "stream" not in invoke("inspect", one, "--steps", "--trusted").stdout
+    last = len(plan.steps) - 1
+    plan.steps[0] = dataclasses.replace(plan.steps[0], stream=1)
+    plan.steps[1] = dataclasses.replace(plan.steps[1], waits=(0,))
+    several = dataclasses.replace(plan, streams=2, measured=((1, 12.25), (2, 10.5)))
+    result = invoke("inspect", write(tmp_path / "two.kiln", {2: several}, 2, 2), "--steps", "--trusted")
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.stdout.split())
+    assert "streams: 2; the whole plan when it was built: 12.2 us on 1, 10.5 us on 2" in text
+    assert last > 0
+
+
 @pytest.fixture(scope="module")
 def cuda_engine(plans, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("steps") / "net.kiln", plans)

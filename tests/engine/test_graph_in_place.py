@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from torchkiln.engine import graph_proof
 from torchkiln.engine.graph_plan import ALIGNMENT_BYTES
 
 from .fake_cuda import FakeCuda
@@ -143,6 +144,13 @@ def test_a_static_output_as_an_input_is_copied(cuda):
     assert captured.inputs[0].tolist() == [4, 3, 2, 1]
 
 
+def test_the_outputs_of_a_dropped_graph_are_forgotten(cuda):
+    runner = cuda.runner(lambda x: [x + 1], max_shapes=1)
+    for size in (3, 4, 5):
+        runner([aligned(torch.ones(size))])
+    assert runner._own_outputs == {value.untyped_storage().data_ptr() for value in own_of(runner).tensors}
+
+
 def test_static_outputs_and_fresh_ones_in_turns(cuda):
     runner = cuda.runner(model)
     kept = []
@@ -205,3 +213,23 @@ def test_it_can_be_switched_off(cuda):
     assert_right(runner(inputs), inputs)
     assert torch.equal(own_of(runner).inputs[0], inputs[0])
     assert not cuda.driver.graphs
+
+
+@pytest.mark.parametrize("rebind", [True, False])
+def test_the_graphs_own_inputs_in_each_others_places(cuda, rebind):
+    runner = cuda.runner(lambda x, y: [x - 2 * y], rebind=rebind)
+    runner([aligned(torch.full((4,), 7.0)), aligned(torch.full((4,), 1.0))])
+    x, y = own_of(runner).inputs
+    x.fill_(3), y.fill_(10)
+    assert runner([y, x])[0].tolist() == [4.0] * 4
+    x.fill_(3), y.fill_(10)
+    assert runner([y[:4], aligned(torch.ones(4))])[0].tolist() == [8.0] * 4
+
+
+def test_memory_cut_from_a_large_piece_is_left_alone(cuda, monkeypatch):
+    monkeypatch.setattr(graph_proof, "_MOST_AROUND", 1)
+    monkeypatch.setattr(graph_proof, "segment_of", lambda address: (address - 64, 1 << 20))
+    runner = cuda.runner(lambda x: [x + 1])
+    assert runner([aligned(torch.ones(3))])[0].tolist() == [2.0] * 3
+    assert own_of(runner).movable_outputs == ()
+    assert "too large to try" in own_of(runner).note

@@ -176,6 +176,14 @@ def test_an_output_of_unknown_memory_or_a_part_of_something(graph, monkeypatch):
     assert prove(graph, [x], [whole], [False])[1] == ["", "its memory is not of torch's allocator"]
 
 
+@pytest.mark.parametrize("lazy", [torch._neg_view, torch.conj])
+def test_an_output_whose_sign_is_not_in_its_memory_stays(graph, lazy):
+    x = seven().to(torch.complex64 if lazy is torch.conj else torch.float32)
+    memory = torch.empty_like(x)
+    graph.add(kernel(lambda a: a * 2, x), word(x), word(memory))
+    assert prove(graph, [x], [lazy(memory)], [False])[1] == ["", "its memory holds conjugates or negatives of its values"]
+
+
 def test_outputs_that_share_memory_stay(graph):
     x, both = seven(), torch.empty(7)
     graph.add(kernel(lambda a: a + 1, x), word(x), word(both))

@@ -63,7 +63,8 @@ class BenchmarkRequest:
         settle_s: unrecorded calls at the start of each visit.
         max_build_s: a build that takes longer becomes a row with status "timeout".
         transfers: on CUDA, count the copies of inputs to and outputs from the device.
-        tf32: whether products of float32 may be computed in TF32, by every runner and the engine; None: as torch's switches say. CUDA only.
+        tf32: whether products of float32 may be computed in TF32, by every runner and the engine that is built; None: as torch's switches say. CUDA
+            only; a ready engine stays as it was built.
         clock: "host" (``perf_counter_ns`` around the call and a device synchronise) or "events" (CUDA events: device time alone).
         input_count: how many different random inputs the calls rotate through.
         sweep_resolution: instead of the given height and width, measure at each of these (square).
@@ -113,6 +114,8 @@ class BenchmarkRequest:
             _positive("sweep_resolution", resolution, 1)
         if self.clock not in ("host", "events"):
             raise UserError(f"benchmark: clock: expected 'host' or 'events', got {self.clock!r}")
+        if self.tf32 is not None and any(entry.engine is not None for entry in self.models):
+            raise UserError("benchmark: tf32: a ready engine computes as it was built; leave tf32 out, or give the model instead of the engine")
         for name in ("enabled_precisions", "device", "inputs", *(("disable_tf32",) if self.tf32 is not None else ())):
             if name in self.engine_options:
                 raise UserError(f"benchmark: engine_options: {name!r} is set by the benchmark itself; use BenchmarkRequest's own fields")

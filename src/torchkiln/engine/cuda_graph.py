@@ -42,7 +42,7 @@ class CudaGraphRunner:
     Args:
         call: takes tensors on ``device`` and returns tensors on it (or integers, for sizes).
         device: a CUDA device with an index.
-        static_outputs: return the graph's own output tensors, which the next call overwrites, instead of fresh copies. For a single caller that is
+        static_outputs: return the graph's own output tensors, which the next call overwrites, instead of fresh ones. For a single caller that is
             done with the outputs before it calls again. May be set at any time.
         max_shapes: most combinations of input shapes to keep; the one unused for longest goes first. The prepared one is kept besides.
         batch_buckets: batch sizes to capture. Dimension 0 of every input must be the batch, and each row of an output may depend on the same row
@@ -111,16 +111,19 @@ class CudaGraphRunner:
                 torch._C._set_grad_enabled(True)
 
     def prepare(self, inputs: Sequence[torch.Tensor]) -> None:
-        """Capture for the shapes of ``inputs``, whose values do not matter, and keep that graph for good. Raises what ``call`` raises on them."""
+        """Capture for the shapes of ``inputs``, and keep that graph for good. Raises what ``call`` raises on them.
+
+        Results do not depend on their values; an input of integers that are all alike is copied at every call.
+        """
         key = tuple(value.shape for value in inputs)
         with torch.cuda.device(self._device), torch.no_grad(), CAPTURING, self._lock:
             plan = self._plan_for(key, inputs)
             self._prepared = plan.captured if plan else None
 
     def input_buffers(self, *shapes: Sequence[int]) -> tuple[torch.Tensor, ...]:
-        """The graph's own input tensors for these input shapes. Written in place and passed to a call, they save the copy.
+        """The graph's own input tensors for these input shapes. Written in place and passed to a call, they are never copied.
 
-        For a single caller: another call's inputs overwrite them. Raises UserError when no call with these shapes was captured (yet).
+        For a single caller: another call that copies its inputs overwrites them. Raises UserError when no call with these shapes was captured (yet).
         """
         key = tuple(torch.Size(shape) for shape in shapes)
         with self._lock:
@@ -219,13 +222,17 @@ class CudaGraphRunner:
             buffer = torch.empty(shape, dtype=value.dtype, device=self._device)
             (buffer if shape == value.shape else buffer.zero_()[: len(value)]).copy_(value)
             own.append(buffer)
-        may_rebind = self._may_rebind()
-        before = snapshot(own) if may_rebind else []
+        may_rebind, before = self._may_rebind(), []
+        try:
+            before = snapshot(own) if may_rebind else []
+        except torch.OutOfMemoryError:
+            may_rebind = False
+            log(STEPS, "CUDA graph: inputs and outputs are copied: there is no memory to try anything else")
         graph, outputs = record(self._call, own, self._device, self._pool, keep_graph=may_rebind)
         captured = self._captured[key] = Captured(key, graph, own, outputs)
         self._own_outputs.update(value.untyped_storage().data_ptr() for value in captured.tensors)
         if may_rebind:
-            self._free(captured, written(own, before))
+            self._free(captured, before)
         return captured
 
     def _may_rebind(self) -> bool:
@@ -238,13 +245,14 @@ class CudaGraphRunner:
             return False
         return True
 
-    def _free(self, captured: Captured, is_written: Sequence[bool]) -> None:
-        """Find out which inputs and outputs may be anywhere in memory."""
+    def _free(self, captured: Captured, before: Sequence[tuple[int, torch.Tensor]]) -> None:
+        """Find out which inputs and outputs may be anywhere in memory. ``before``: a snapshot of the inputs before the capture."""
         caller, side = torch.cuda.current_stream(), side_stream(self._device)
         side.wait_stream(caller)
         side.wait_event(self._done)  # another graph of the same memory may still run
         try:
             with torch.cuda.stream(side):
+                is_written = written(captured.inputs, before)
                 captured.set_pointers(*prove(captured.graph, captured.inputs, captured.tensors, is_written))
         except (NoPointers, RuntimeError) as error:
             captured.note = str(error)
@@ -259,6 +267,7 @@ class CudaGraphRunner:
             return
         self._done.synchronize()  # its memory may still be in use
         captured = self._captured.pop(others[0])
+        self._own_outputs.difference_update(value.untyped_storage().data_ptr() for value in captured.tensors)
         self._plans = {key: plan for key, plan in self._plans.items() if plan.captured is not captured}
 
     def __del__(self) -> None:

@@ -29,7 +29,7 @@ class Engine:
     """A built model. Call it as the model was called: the same arguments, nested the same way, give the same result.
 
     Safe under concurrent calls from several threads; engines share no state. Outputs are fresh tensors that the caller owns and carry no
-    gradient. On CUDA, ``input_buffers`` and ``static_outputs`` save the copies of inputs and outputs.
+    gradient. On CUDA, ``input_buffers`` and ``static_outputs`` save what a call costs to set up its inputs and outputs.
     """
 
     def __init__(
@@ -103,15 +103,15 @@ class Engine:
             x.copy_(image)
             engine(x)
 
-        For one caller at a time: every call with other tensors overwrites them, and so does every write while a call still runs (on another
-        stream). What they hold at first is of no meaning. Raises UserError where calls are not replayed from a CUDA graph (the CPU).
+        For one caller at a time: a call that copies its inputs overwrites them, and so does a write while a call still runs (on another stream).
+        What they hold at first is of no meaning. Raises UserError where calls are not replayed from a CUDA graph (the CPU).
         """
         return self._graphs("input_buffers").input_buffers(*[spec.opt_shape for spec in self.inputs])
 
     @property
     def static_outputs(self) -> bool:
         """On CUDA: whether calls return the same output tensors every time, which the next call overwrites. False unless set:
-        ``engine.static_outputs = True``, for one caller that is done with the outputs before it calls again. It saves their copies.
+        ``engine.static_outputs = True``, for one caller that is done with the outputs before it calls again. It saves their allocation, or copies.
 
         Setting it raises UserError where calls are not replayed from a CUDA graph (the CPU).
         """
@@ -221,11 +221,20 @@ class Engine:
 
         run = CudaGraphRunner(self._schedule.run, self._device, batch_buckets=self._schedule.batch_buckets)
         try:
-            run.prepare([spec.random(device=self._device) for spec in self._contents.inputs])
+            run.prepare([_trial_value(spec, self._device) for spec in self._contents.inputs])
         except RuntimeError as error:
             # A first call will raise it, on the caller's own values.
             log(STEPS, "no CUDA graph at load: %s", error)
         return run
+
+
+def _trial_value(spec: Input, device: torch.device) -> torch.Tensor:
+    """Different values of the input's domain, of the opt shape: where all are alike, nothing would show what a graph reads (see graph_proof)."""
+    if not spec.dtype.is_floating_point:
+        return spec.random(device=device)
+    low, high = spec.tensor_domain or (-1.0, 1.0)
+    value = torch.empty(spec.opt_shape, dtype=torch.float32, device=device)
+    return value.uniform_(float(low), float(high), generator=torch.Generator(device).manual_seed(0)).to(spec.dtype)
 
 
 def load(path: str | PathLike[str], device: torch.device | str | None = None, num_threads: int | None = None, trusted: bool = False) -> Engine:

@@ -90,12 +90,20 @@ class Plan:
             lent: storages (their addresses) that callers may hold although graphs write there: an input in one of them is copied.
         """
         captured = self.captured
+        if len(inputs) > 1:
+            inputs = self._apart(inputs)
         if captured.pointers is not None and self.whole:
             return self._replay_in_place(inputs, static, lent)
         captured.bind(captured.own)
         self.load(inputs)
         captured.graph.replay()
         return self.outputs if static else self.fresh_outputs()
+
+    def _apart(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """``inputs``, of which one that lies in the graph's own memory for another is a copy: it would be overwritten before it is read."""
+        count = len(inputs)
+        own = dict(zip(self.captured.own[:count], range(count), strict=True))
+        return [value if own.get(value.untyped_storage().data_ptr(), index) == index else value.clone() for index, value in enumerate(inputs)]
 
     def _replay_in_place(self, inputs: Sequence[torch.Tensor], static: bool, lent: Container[int]) -> Sequence[Any]:
         captured, own = self.captured, self.inputs

@@ -119,8 +119,12 @@ class GraphPointers:
                 setters += self._setters[index]
         self._bound = addresses.copy()
         for setter in dict.fromkeys(setters):
-            if status := setter():
-                raise NoPointers(f"cuGraphExecKernelNodeSetParams: error {status}")
+            if setter():
+                # A thread that has not used CUDA yet has no context: asking anything of the runtime makes one.
+                if torch.cuda.is_available():
+                    torch.cuda.current_stream().query()
+                if status := setter():
+                    raise NoPointers(f"cuGraphExecKernelNodeSetParams: error {status}")
 
     def _nodes(self, graph: int) -> list[int]:
         count = c_size_t()

@@ -17,6 +17,8 @@ from .graph_pointers import GraphPointers, NoPointers
 #: A byte that memory is filled with.
 _SPOILED = 0xA5
 _WRITTEN = "it is written"
+#: Most bytes of memory around an output that are tried.
+_MOST_AROUND = 1 << 30
 
 
 def segment_of(address: int) -> tuple[int, int]:
@@ -95,26 +97,29 @@ class _Trial:
         others = spoil(values)
         if not others:
             return "its values are all alike: nothing shows where it is read"
-        reason = ""
-        for other in others:
-            own.copy_(other)
-            if not _equal(self._expected, self._replay({number: moved})):
-                reason = "it is also read in a way that the parameters of kernels do not show"
-            elif not _equal([_whole(values)], [_whole(moved)]):
-                reason = _WRITTEN
-            if reason:
-                break
-        own.copy_(values)
-        return reason
+        try:
+            for other in others:
+                own.copy_(other)
+                if not _equal(self._expected, self._replay({number: moved})):
+                    return "it is also read in a way that the parameters of kernels do not show"
+                if not _equal([_whole(values)], [_whole(moved)]):
+                    return _WRITTEN
+            return ""
+        finally:
+            own.copy_(values)
 
     def move_output(self, number: int) -> str:
         own = self._outputs[number]
         index, size = len(self._inputs) + number, own.untyped_storage().nbytes()
         if not _fills_storage(own):
             return "it is a part of something else"
+        if own.is_conj() or own.is_neg():
+            return "its memory holds conjugates or negatives of its values"  # a new tensor would lack the bit that says so
         start, bytes_around = segment_of(self._own[index])
         if not bytes_around:
             return "its memory is not of torch's allocator"
+        if bytes_around > max(_MOST_AROUND, 2 * size):
+            return f"its memory is cut from a piece of {bytes_around >> 20} MiB, too large to try"
         # Whatever else was in the output's place is within the same segment; moved by mistake, it is within this copy of it.
         try:
             around = torch.full((bytes_around,), _SPOILED, dtype=torch.uint8, device=own.device)
@@ -134,17 +139,19 @@ class _Trial:
         """Raises NoPointers when what may be moved alone may not be moved together."""
         moved: dict[int, torch.Tensor] = {}
         values = [own.clone() for own in self._inputs]
-        for index in indices:
-            if index < len(values):
-                moved[index] = values[index].clone()
-                self._inputs[index].copy_(spoil(values[index])[0])
-            else:
-                own = _whole(self._outputs[index - len(values)])
-                moved[index] = torch.full_like(own, _SPOILED)
-                own.fill_(_SPOILED)
-        found = self._replay(moved)
-        for own, value in zip(self._inputs, values, strict=True):
-            own.copy_(value)
+        try:
+            for index in indices:
+                if index < len(values):
+                    moved[index] = values[index].clone()
+                    self._inputs[index].copy_(spoil(values[index])[0])
+                else:
+                    own = _whole(self._outputs[index - len(values)])
+                    moved[index] = torch.full_like(own, _SPOILED)
+                    own.fill_(_SPOILED)
+            found = self._replay(moved)
+        finally:
+            for own, value in zip(self._inputs, values, strict=True):
+                own.copy_(value)
         self._pointers.bind(self._own)
         if not _equal(self._expected, found):
             raise NoPointers("results differ when everything is elsewhere")

@@ -24,7 +24,7 @@ from torchkiln.backends.cuda.recipe import Kernel, Launch
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 CAPABILITIES = (80, 89, 90)
-PER_MODULE = 2
+PER_MODULE = 1
 
 
 def modules() -> list[str]:

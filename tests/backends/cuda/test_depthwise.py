@@ -175,7 +175,8 @@ def test_rejects():
     assert "not depthwise" in tactic.reject(conv_problem((1, 8, 5, 5), (16, 1, 3, 3), groups=8))
     assert "not depthwise" in tactic.reject(conv_problem((1, 8, 5, 5), (8, 4, 3, 3), groups=2))
     assert "transposed" in tactic.reject(conv_problem((1, 8, 5, 5), (8, 1, 2, 2), groups=8, transposed=True))
-    assert "computed" in tactic.reject(replace(CASES["3x3"], constants=(False,) * 5))
+    assert "weight is computed" in tactic.reject(replace(CASES["3x3"], constants=(False,) * 5))
+    assert "bias is computed" in tactic.reject(replace(CASES["3x3"], constants=(False, True, False, False, False)))
 
 
 #: EfficientNet-B0's and ConvNeXt's, beside the small ones.

@@ -141,6 +141,37 @@ def test_refused_gates():
     assert not calls(fused(Block(pool="mean", gate=lambda x: x)), "conv_excite")
 
 
+@pytest.mark.parametrize("gates", [1, 5, 24])
+@pytest.mark.parametrize("groups", [1, 12])
+def test_other_than_one_gate_to_a_channel(gates, groups):
+    """A classifier of 1x1 convolutions: kernels would write as many gates as there are channels."""
+
+    class Model(Block):
+        def __init__(self):
+            super().__init__(groups=groups)
+            self.second = nn.Conv2d(5, gates, 1)
+
+        def forward(self, x):
+            return self.gate_of(self.activation(self.conv(x)))
+
+    after = fused(Model())
+    assert not calls(after, "conv_excite")
+    assert not calls(after, "squeeze_excite")
+    assert f"{gates} gates of 12 channels" in rejects(after)
+
+
+def test_computed_bias_is_not_taken_by_the_convolution():
+    class Model(Block):
+        def gate_of(self, y):
+            hidden = self.hidden(self.first(self.pooled(y)))
+            return self.gate(F.conv2d(hidden, self.second.weight, self.second.bias * y.amax((0, 2, 3))))
+
+    after = fused(Model())
+    assert not calls(after, "conv_excite")
+    assert len(calls(after, "squeeze_excite")) == 1
+    assert "bias of the gate is computed" in rejects(after)
+
+
 def test_hidden_value_read_elsewhere():
     class Model(Block):
         def forward(self, x):

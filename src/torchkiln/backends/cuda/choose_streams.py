@@ -41,6 +41,8 @@ def choose_streams(
             times = measure_plans(plans, codes, constants, device)
         except (CaptureFailed, BuildFailed, RuntimeError) as error:  # a step that cannot be captured, or memory that is short
             log(REJECTS, "cuda: plans on several streams cannot be measured: %s", str(error).strip().splitlines()[0] if str(error) else error)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize(device)  # raises again when the error is one that the process does not survive
             return plans[0]
         best = fastest(times)
         tried = [[TACTIC, {TACTIC: plan.streams}, us, ""] for plan, us in zip(plans, times, strict=True)]
@@ -58,11 +60,15 @@ def fastest(times_us: Sequence[float]) -> int:
 
 
 def measure_plans(plans: Sequence[Plan], codes: Sequence[Code], constants: Mapping[str, torch.Tensor], device: torch.device) -> list[float]:
-    """Median microseconds of each plan in a CUDA graph, on random inputs; the plans take turns. Raises CaptureFailed and what loading raises."""
+    """Median microseconds of each plan in a CUDA graph, on random inputs; the plans take turns.
+
+    Raises CaptureFailed, what loading raises, and BuildFailed when the plans' results are not the same, bit for bit.
+    """
     device = torch.device("cuda", device.index if device.index is not None else torch.cuda.current_device())
     functions = [load_function(code.blob, code.name, code.threads, code.shared_bytes, code.overlaps, device) for code in codes]
     held = {name: tensor.to(device) for name, tensor in constants.items()}
-    inputs = [_random(spec, device) for spec in plans[0].inputs]
+    generator = torch.Generator(device).manual_seed(0)
+    inputs = [_random(spec, generator) for spec in plans[0].inputs]
     graphs = []
     with torch.cuda.device(device), torch.no_grad():
         for plan in plans:
@@ -75,7 +81,17 @@ def measure_plans(plans: Sequence[Plan], codes: Sequence[Code], constants: Mappi
         for _ in range(ROUNDS):
             for place, (_, graph, _) in enumerate(graphs):
                 times[place].append(_replay_us(graph, replays[place]))
+        first = [output.clone() for output in graphs[0][2]]
+        for plan, (_, graph, outputs) in zip(plans, graphs, strict=True):
+            graph.replay()
+            if not all(torch.equal(_bits(one), _bits(other)) for one, other in zip(first, outputs, strict=True)):
+                raise BuildFailed(f"the results on {plan.streams} streams are not those on one")
     return [statistics.median(found) for found in times]
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    """Its bytes, so that NaNs are compared too."""
+    return tensor.contiguous().view(torch.uint8) if tensor.dim() else tensor.reshape(1).view(torch.uint8)
 
 
 def _replay_us(graph: torch.cuda.CUDAGraph, replays: int) -> float:
@@ -88,11 +104,11 @@ def _replay_us(graph: torch.cuda.CUDAGraph, replays: int) -> float:
     return start.elapsed_time(end) * 1e3 / replays
 
 
-def _random(spec: TensorSpec, device: torch.device) -> torch.Tensor:
+def _random(spec: TensorSpec, generator: torch.Generator) -> torch.Tensor:
     """Numbers for a float tensor, zeros for others: an index must be in its range."""
     if spec.dtype.is_floating_point:
-        return torch.randn(spec.shape, device=device).to(spec.dtype)
-    return torch.zeros(spec.shape, dtype=spec.dtype, device=device)
+        return torch.randn(spec.shape, generator=generator, device=generator.device).to(spec.dtype)
+    return torch.zeros(spec.shape, dtype=spec.dtype, device=generator.device)
 
 
 def _digest(plans: Sequence[Plan]) -> str:

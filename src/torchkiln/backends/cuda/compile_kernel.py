@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .fences import fenced, lacks_fence
 from .recipe import Kernel, Launch, Recipe, TensorSpec
 
 _TYPES = {
@@ -74,7 +75,11 @@ def compile_kernel(kernel: Kernel, capability: int) -> Compiled:
         constexprs={(index[name],): value for name, value in constants.items()},
         attrs={(index[name],): [["tt.divisibility", 16]] for name in pointer_names},
     )
-    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": kernel.num_warps, "num_stages": kernel.num_stages})
+    with fenced():
+        options = {"num_warps": kernel.num_warps, "num_stages": kernel.num_stages}
+        built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    if lacks_fence(built.asm["ptx"]):
+        raise ValueError(f"{kernel.function}: Triton gave products without a fence between them and the copies they read")
     metadata: Any = built.metadata
     if getattr(metadata, "profile_scratch_size", 0) or getattr(metadata, "num_ctas", 1) != 1:
         raise ValueError(f"{kernel.function}: needs memory to profile or a cluster, which launches do not provide")

@@ -23,7 +23,7 @@ def flops_of(problem: Problem) -> int:
         if problem.attributes.get("transposed"):
             return 2 * prod(x.shape) * prod(weight.shape[1:])
         return 2 * prod(y) * prod(weight.shape[1:])
-    if problem.op.startswith("linear"):
+    if problem.op == "linear":
         weight = problem.inputs[1]
         assert weight is not None
         return 2 * prod(y) * weight.shape[1]

@@ -172,12 +172,12 @@ class _Lanes:
         """The step's stream, made to wait for what the step waits for; and whether a kernel may overlap what is in front of it."""
         stream = self.streams[step.stream]
         is_first = step.stream not in self._entered
+        self._entered.add(step.stream)
         if is_first and step.stream and not step.waits:  # what it would wait for otherwise is after the start
             assert self._start is not None
             stream.wait_event(self._start)
         for wait in step.waits:
             stream.wait_event(self.events[wait])
-        self._entered.add(step.stream)
         return stream, not is_first and not step.waits
 
     def join(self) -> None:
@@ -318,9 +318,12 @@ class own_flags:
 
     def __enter__(self) -> Callable[[str], None]:
         self._lock.acquire()
-        self._benchmark = torch.backends.cudnn.benchmark
-        self._math = read_fp32_math()
-        torch.backends.cudnn.benchmark = False
+        try:
+            self._benchmark, self._math = torch.backends.cudnn.benchmark, read_fp32_math()
+            torch.backends.cudnn.benchmark = False
+        except BaseException:
+            self._lock.release()
+            raise
         return set_fp32_math
 
     def __exit__(self, *_: object) -> None:

@@ -23,6 +23,7 @@ def time_steps(loaded: LoadedPlan, inputs: Sequence[torch.Tensor], repeats: int)
         for step in loaded.plan.steps:
             set_math(loaded.plan.infos[step.info].math)
             launch = loaded.launcher(step, memory)
+            before = memory._arena.clone()  # a step in place changes what it reads, a position or an index among that
             launch(stream.cuda_stream)  # what torch allocates is there from here on, for the steps after
             stream.synchronize()
             graph = torch.cuda.CUDAGraph()
@@ -39,6 +40,7 @@ def time_steps(loaded: LoadedPlan, inputs: Sequence[torch.Tensor], repeats: int)
                 end.synchronize()
                 times.append(start.elapsed_time(end) * 1e3 / LAUNCHES)
             found.append(statistics.median(times))
+            memory._arena.copy_(before)
             launch(stream.cuda_stream)  # outside the graph's memory, which goes with the graph
             stream.synchronize()
     return found

@@ -1,6 +1,7 @@
 """activations: device functions that cost few instructions, for epilogues and pointwise kernels. Values come in float32 (or float64).
 
-``PRECISE`` is True where the result is a float32 tensor: relative accuracy near float32's; without it the error is far below that of a half.
+Errors are a few units in the last place of float32. Where ``PRECISE`` is given, it is True for a float32 tensor; without it the error is far below
+that of a half.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ def conv_lines(
     ks = tl.arange(0, BK)
     accs = ()
     for _ in tl.static_range(KW):
-        accs = accs + (tl.zeros((BM, BN), dtype=tl.float32),)  # noqa: RUF005
+        accs = accs + (tl.zeros((BM, BN), dtype=tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
     if PREFETCH:
         LINE: tl.constexpr = 1024 // w_ptr.dtype.element_ty.primitive_bitwidth
         LINES_W: tl.constexpr = triton.next_power_of_2(triton.cdiv(KW * WK, LINE))
@@ -154,10 +154,10 @@ def conv_lines(
                 b = tl.load(w_ptr + w_column[None, :] + (kw * WK + k)[:, None])
             else:
                 b = tl.load(w_ptr + w_column[None, :] + (kw * WK + k)[:, None], mask=column_ok[None, :], other=0.0)
-            added = added + (tl.dot(a, b, accs[kw], input_precision=PRECISION),)  # noqa: RUF005
+            added = added + (tl.dot(a, b, accs[kw], input_precision=PRECISION),)  # type: ignore[assignment]  # noqa: RUF005
         accs = added
 
-    acc = accs[KW - 1]
+    acc = accs[KW - 1]  # type: ignore[var-annotated]
     following = tl.broadcast_to(tl.where(row < BM - 1, row + 1, row)[:, None], (BM, BN))
     for kw in tl.static_range(KW - 2, -1, -1):
         acc = accs[kw] + tl.gather(acc, following, 0)

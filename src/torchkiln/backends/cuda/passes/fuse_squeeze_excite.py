@@ -79,6 +79,8 @@ def _match(gate: Node) -> _Block | None:
         raise Refused(f"a gate in {dtype_of(gate)} of an activation in {dtype_of(pooled)}")
     if found is not None and found[0] == "leaky_relu":
         raise Refused("leaky_relu between the convolutions")
+    if shape_of(second)[1] != shape_of(pooled)[1]:  # kernels take as many for granted
+        raise Refused(f"{shape_of(second)[1]} gates of {shape_of(pooled)[1]} channels")
     for node in (first, hidden, second):
         if len(node.users) != 1:
             raise Refused(f"{node.name} has {len(node.users)} users")

@@ -27,7 +27,7 @@ PASSES: tuple[Pass, ...] = (
     hoist_linear_views,
     fuse_linear,
 )
-#: Passes over their result that do not always pay, and of which each may be left out (see choose_fusions).
+#: Passes over their result that do not always pay: all of them are run or none (see choose_fusions).
 OPTIONAL_PASSES: tuple[Pass, ...] = (fuse_moments,)
 
 

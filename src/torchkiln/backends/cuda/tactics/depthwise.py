@@ -39,6 +39,8 @@ class Depthwise:
             return "not depthwise with one output channel to an input channel"
         if not problem.constants[1]:
             return "the weight is computed: it cannot be laid out at build time"
+        if problem.inputs[2] is not None and not problem.constants[2]:
+            return "the bias is computed: it is read before the kernel in front has ended"
         if x.dtype not in _TYPES or problem.outputs[0].dtype not in _TYPES:
             return f"takes and gives fp16, bf16 and fp32, not {x.dtype} and {problem.outputs[0].dtype}"
         if any(spec is not None and spec.span > MAX_ELEMENTS for spec in (*problem.inputs, *problem.outputs)):
