@@ -9,6 +9,7 @@ from tests.backends.cuda.interpret import interpret_kernel
 from torch.fx import GraphModule
 
 from torchkiln.backends.cuda.assemble_plan import Codes, Constants, assemble_plan
+from torchkiln.backends.cuda.check_plan import check_plan
 from torchkiln.backends.cuda.compile_kernel import Compiled
 from torchkiln.backends.cuda.plan import Bundle, KernelStep, Plan, decode_bundle, encode_bundle
 from torchkiln.backends.cuda.recipe import Launch
@@ -60,6 +61,7 @@ def build_plan(graph_module: GraphModule, *, tactics: bool = True) -> tuple[Plan
         for kernel, compiled in choice.codes.items():
             kernels[codes.add(kernel, compiled)] = kernel
     plan = decode_bundle(encode_bundle(Bundle([plan], codes.held, {}))).plans[0]  # as it comes out of a file
+    check_plan(plan, len(codes.held))
     return plan, CpuPlan(plan, kernels, constants.held), traced.operations
 
 

@@ -12,6 +12,7 @@ import torch
 from ...engine.artifact import Artifact
 from ...errors import CorruptEngineFile, TargetMismatch
 from ...fp32_math import read_fp32_math, restore_fp32_math, set_fp32_math
+from .check_plan import check_plan
 from .driver import Function, load_function
 from .plan import Bundle, KernelStep, Plan, Step, Tensor, decode_bundle
 from .recipe import ALIGNMENT_BYTES, TensorSpec, refs_in
@@ -31,6 +32,8 @@ def load(artifact: Artifact, device: torch.device, num_threads: int | None) -> P
     import torchkiln.fused_ops  # noqa: F401  (what no kernel runs is called by its reference)
 
     bundle = decode_bundle(artifact.payload)
+    for plan in bundle.plans:
+        check_plan(plan, len(bundle.codes))
     check_target(bundle.target, device)
     index = torch.device("cuda", device.index if device.index is not None else torch.cuda.current_device())
     functions = [load_function(c.blob, c.name, c.threads, c.shared_bytes, c.overlaps, index) for c in bundle.codes]
@@ -112,6 +115,9 @@ class LoadedPlan:
             self._constants = [constants[name] for name in plan.constants]
         except KeyError as error:
             raise CorruptEngineFile(f"cuda plan: a constant is missing: {error}") from error
+        for tensor in plan.tensors:
+            if tensor.place == "constant" and tensor.offset + tensor.spec.span > self._constants[tensor.index].numel():
+                raise CorruptEngineFile(f"cuda plan: a tensor ends behind the constant {plan.constants[tensor.index]!r:.100}")
         self._last_use = _last_uses(plan)
         self._awaited = {wait for step in plan.steps for wait in step.waits}
         self.calls_torch = any(not isinstance(step.run, KernelStep) for step in plan.steps)
