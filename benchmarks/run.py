@@ -25,6 +25,9 @@ from torchkiln.bench.result import BenchmarkResult
 
 HERE = Path(os.path.relpath(Path(__file__).parent))
 
+#: Processes that build their peers at the same time with --jobs: more take turns on the CPU's cores, and the GPU waits for all.
+AT_ONCE = 4
+
 
 @dataclass
 class Workload:
@@ -123,7 +126,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder for the JSON and Markdown")
     parser.add_argument("--only", default="", help="workloads whose model or shape contains this text")
     parser.add_argument("--limit-s", type=float, default=float("inf"), help="start no workload after this many seconds")
-    parser.add_argument("--jobs", action="store_true", help="build the peers of all workloads at once; tune and measure in turns (in_turns.py)")
+    parser.add_argument("--jobs", action="store_true", help="build the peers of four workloads at once; tune and measure in turns (in_turns.py)")
     parser.add_argument("--merge", type=Path, nargs="*", default=[], help="results of earlier runs on this machine to put in the same file")
     args, args.options = parser.parse_known_args()
     args.failed = False
@@ -161,16 +164,28 @@ def measure(shared: list[str], workloads: list[Workload], args: argparse.Namespa
 
 
 def measure_in_turns(shared: list[str], workloads: list[Workload], args: argparse.Namespace, parts: Path) -> list[BenchmarkResult]:
-    """All workloads at once, each in a process that waits for its turn; those that have not finished after ``--limit-s`` are stopped."""
+    """AT_ONCE workloads at a time, each in a process that waits for its turn; those that have not finished after ``--limit-s`` are stopped."""
     chosen = [w for w in workloads if args.only in f"{w.model} {w.shape}"]
-    processes = []
-    for number, workload in enumerate(chosen):
-        command = [sys.executable, str(HERE / "in_turns.py"), str(parts), str(number), str(len(chosen)), "--", workload.model]
-        command += ["--shape", workload.shape, "--max-build", "3600", *shared, *workload.options, *args.options]
-        command += ["--json", os.path.relpath(parts / f"{number:02d}.json")]
-        processes.append(subprocess.Popen(command))
     end = time.monotonic() + min(args.limit_s, 24 * 3600)
-    for workload, process in zip(chosen, processes, strict=True):
+    for start in range(0, len(chosen), AT_ONCE):
+        if time.monotonic() > end:
+            print(f"not started, out of time: {', '.join(f'{w.model} {w.shape}' for w in chosen[start:])}", flush=True)
+            args.failed = True
+            break
+        folder = parts / str(start)
+        folder.mkdir()
+        _measure_group(shared, chosen[start : start + AT_ONCE], args, folder, end)
+    return [read_json(path) for path in sorted(parts.glob("*/*.json"), key=lambda path: (int(path.parent.name), path.name))]
+
+
+def _measure_group(shared: list[str], workloads: list[Workload], args: argparse.Namespace, folder: Path, end: float) -> None:
+    processes = []
+    for number, workload in enumerate(workloads):
+        command = [sys.executable, str(HERE / "in_turns.py"), str(folder), str(number), str(len(workloads)), "--", workload.model]
+        command += ["--shape", workload.shape, "--max-build", "3600", *shared, *workload.options, *args.options]
+        command += ["--json", os.path.relpath(folder / f"{number:02d}.json")]
+        processes.append(subprocess.Popen(command))
+    for workload, process in zip(workloads, processes, strict=True):
         try:
             failed = process.wait(max(0.1, end - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -179,7 +194,6 @@ def measure_in_turns(shared: list[str], workloads: list[Workload], args: argpars
         if failed:
             print(f"FAILED or out of time: {workload.model} {workload.shape}", flush=True)
             args.failed = True
-    return [read_json(path) for path in sorted(parts.glob("*.json"))]
 
 
 if __name__ == "__main__":
