@@ -18,7 +18,7 @@ demo: setup
 	@$(RUN)/python examples/demo.py --report report
 
 test: setup
-	@$(RUN)/python -m pytest
+	@$(RUN)/python -m pytest --numprocesses 2 --dist worksteal
 
 check: setup
 	@$(RUN)/ruff check src tests examples benchmarks
