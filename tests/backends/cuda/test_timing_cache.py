@@ -185,14 +185,22 @@ def test_source_digest_covers_the_kernels(monkeypatch, tmp_path):
     for folder in ("tactics", "kernels", "pointwise", "passes"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.py").write_text("one")
+    choosers = ("compile_kernel.py", "fences.py", "measure.py", "tuner.py")
+    for name in choosers:
+        assert (Path(timing_cache.__file__).parent / name).is_file()
+        (tmp_path / name).write_text("one")
     monkeypatch.setattr(timing_cache, "__file__", str(tmp_path / "timing_cache.py"))
     digests = set()
     for folder in ("passes", "tactics", "kernels", "pointwise"):
         Path(tmp_path / folder / "a.py").write_text("two")
         source_digest.cache_clear()
         digests.add(source_digest())
+    for name in choosers:
+        (tmp_path / name).write_text("two")
+        source_digest.cache_clear()
+        digests.add(source_digest())
     (tmp_path / "kernels" / "a.py").rename(tmp_path / "kernels" / "b.py")
     source_digest.cache_clear()
     digests.add(source_digest())
     source_digest.cache_clear()
-    assert len(digests) == 5
+    assert len(digests) == 9
