@@ -32,11 +32,18 @@ def wait(PDL: tl.constexpr):
 
 
 @triton.jit
-def prefetch(pointers):
-    """Ask for the lines of memory at ``pointers`` to be brought into L2: of weights, before ``wait``, while the kernel in front still runs."""
+def prefetch(rows, first, COUNT: tl.constexpr, LENGTH: tl.constexpr):
+    """Ask for a part of weights to be brought into L2, before ``wait``, while the kernel in front still runs.
+
+    rows: pointers to rows of LENGTH elements each; of each, COUNT elements from ``first`` on, as far as there are.
+    """
     if not INTERPRETED:
+        LINE: tl.constexpr = 1024 // rows.dtype.element_ty.primitive_bitwidth
+        LINES: tl.constexpr = triton.next_power_of_2(triton.cdiv(COUNT, LINE))
+        at = tl.minimum(first + tl.arange(0, LINES) * LINE, LENGTH - 1)
         code: tl.constexpr = "{ prefetch.global.L2 [$1]; mov.b32 $0, 0; }"
-        tl.inline_asm_elementwise(code, "=r,l", [pointers.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1)
+        lines = (rows[:, None] + at[None, :]).to(tl.int64)
+        tl.inline_asm_elementwise(code, "=r,l", [lines], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit

@@ -135,10 +135,7 @@ def conv_gemm(
     first = split * per_split
     last = tl.minimum(first + per_split, steps)
     if PREFETCH:
-        LINE: tl.constexpr = 1024 // w_ptr.dtype.element_ty.primitive_bitwidth
-        LINES: tl.constexpr = triton.next_power_of_2(triton.cdiv(per_split * BK, LINE))
-        line = tl.minimum(first * BK + tl.arange(0, LINES) * LINE, WK - 1)
-        prefetch(w_ptr + ((group * CO + tl.minimum(columns, CO - 1)) * WK)[:, None] + line[None, :])
+        prefetch(w_ptr + (group * CO + tl.minimum(columns, CO - 1)) * WK, first * BK, per_split * BK, WK)
     wait(PDL)
     if HAS_RESIDUAL and EARLY:
         residual = tl.load(residual_ptr + r_row[:, None] + (out_column * RC)[None, :], mask=out_ok, other=0.0)

@@ -125,10 +125,7 @@ def conv_lines(
     for _ in tl.static_range(KW):
         accs = accs + (tl.zeros((BM, BN), dtype=tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
     if PREFETCH:
-        LINE: tl.constexpr = 1024 // w_ptr.dtype.element_ty.primitive_bitwidth
-        LINES_W: tl.constexpr = triton.next_power_of_2(triton.cdiv(KW * WK, LINE))
-        part = tl.minimum(tl.arange(0, LINES_W) * LINE, KW * WK - 1)
-        prefetch(w_ptr + (tl.minimum(columns, CO - 1) * (KW * WK))[:, None] + part[None, :])
+        prefetch(w_ptr + tl.minimum(columns, CO - 1) * (KW * WK), 0, KW * WK, KW * WK)
     wait(PDL)
 
     # The grid has no second dimension: this is 0, but a short loop of known length would be unrolled whole and take more registers.

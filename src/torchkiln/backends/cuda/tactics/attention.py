@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..recipe import Config, Kernel, Launch, Packed, Problem, Recipe, Ref, TensorSpec, TorchCall
+from .reduce import power_of_two
 
 _LOG2_E = 1.4426950408889634
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
@@ -80,7 +81,7 @@ class FlashAttention:
         neighbours = [(block_m, n) for n in (block_n // 2, block_n * 2)] + [(m, block_n) for m in (block_m * 2, block_m // 2)]
         everything = [(m, n) for m in (64, 128, 32, 16) for n in (64, 32, 128, 256, 16)]
         for m, n in neighbours + everything:
-            if 16 <= m <= max(16, _power_of_2(rows)) and m <= 128 and 16 <= n <= max(16, _power_of_2(keys)) and n <= 256:
+            if 16 <= m <= max(16, power_of_two(rows)) and m <= 128 and 16 <= n <= max(16, power_of_two(keys)) and n <= 256:
                 offer(_tile_config(problem, m, n))
         for config in list(found):
             offer(config | {"warps": 12 - config["warps"]})  # 4 for 8 and 8 for 4
@@ -97,7 +98,7 @@ class FlashAttention:
         items, heads, rows, depth = q.shape
         keys, width = v.shape[2:]
         block_m, block_n = config["BLOCK_M"], config["BLOCK_N"]
-        left = keys if _power_of_2(keys) <= block_n else keys % block_n
+        left = keys if power_of_two(keys) <= block_n else keys % block_n
         constants: dict[str, Any] = {"H": heads, "S": rows, "T": keys, "D": depth, "E": width}
         packed: dict[str, Packed] = {}
         addends = _addends(problem, config.get("combine", False), packed)
@@ -121,9 +122,9 @@ class FlashAttention:
             "PRECISION": problem.math,
             "BLOCK_M": block_m,
             "BLOCK_N": block_n,
-            "TAIL": max(16, _power_of_2(left)) if left else 0,
-            "BLOCK_D": max(16, _power_of_2(depth)),
-            "BLOCK_E": max(16, _power_of_2(width)),
+            "TAIL": max(16, power_of_two(left)) if left else 0,
+            "BLOCK_D": max(16, power_of_two(depth)),
+            "BLOCK_E": max(16, power_of_two(width)),
             "PDL": problem.capability >= 90,
         }
         kernel = Kernel("attention:attention", (*dtypes, out.dtype), tuple(constants.items()), num_warps=config["warps"], num_stages=config["stages"])
@@ -211,11 +212,6 @@ def _specs(problem: Problem) -> tuple[TensorSpec, TensorSpec, TensorSpec]:
     return q, k, v
 
 
-def _power_of_2(n: int) -> int:
-    """The least power of two that is not below n."""
-    return 1 << (n - 1).bit_length()
-
-
 def _is_constant(problem: Problem, index: int) -> bool:
     return problem.inputs[index] is not None and index < len(problem.constants) and problem.constants[index]
 
@@ -267,7 +263,7 @@ def _can_combine(problem: Problem) -> bool:
 def _tile_config(problem: Problem, block_m: int, block_n: int) -> Config:
     """The tile with as many warps as its registers need."""
     v = _specs(problem)[2]
-    floats = block_m * (max(16, _power_of_2(v.shape[3])) + block_n * 3 // 2)
+    floats = block_m * (max(16, power_of_two(v.shape[3])) + block_n * 3 // 2)
     return {"BLOCK_M": block_m, "BLOCK_N": block_n, "warps": 4 if floats <= 160 * 128 else 8, "stages": 2}
 
 
@@ -275,7 +271,7 @@ def _fits(problem: Problem, config: Config) -> bool:
     """Whether a block's registers and shared memory hold the tile."""
     q, _, v = _specs(problem)
     m, n, stages = config["BLOCK_M"], config["BLOCK_N"], config["stages"]
-    depth, width = max(16, _power_of_2(q.shape[3])), max(16, _power_of_2(v.shape[3]))
+    depth, width = max(16, power_of_two(q.shape[3])), max(16, power_of_two(v.shape[3]))
     size = q.dtype.itemsize
     addend = max((spec.dtype.itemsize for spec in problem.inputs[3:] if spec is not None), default=0)
     addends = sum(spec is not None for spec in problem.inputs[3:])
@@ -294,9 +290,9 @@ def _best_blocks(problem: Problem) -> tuple[int, int] | None:
     block_m = 16
     for m in (32, 64, 128):
         # twice the programs for a step that makes each of them slower; above one block, the last may be mostly empty
-        if m <= _power_of_2(rows) and math.ceil(rows / m) * heads >= problem.multiprocessors * (1 if m < 128 else 4):
+        if m <= power_of_two(rows) and math.ceil(rows / m) * heads >= problem.multiprocessors * (1 if m < 128 else 4):
             block_m = m
-    whole = max(16, _power_of_2(keys))
+    whole = max(16, power_of_two(keys))
     if q.dtype == torch.float32 and problem.math == "ieee":  # products on the CUDA cores: larger tiles spill
         block_m, block_n = min(block_m, 32), min(whole, 32)
     elif q.dtype == torch.float32:

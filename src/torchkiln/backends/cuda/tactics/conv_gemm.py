@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from functools import partial
 
 import torch
@@ -10,6 +9,7 @@ import torch
 from ..recipe import MAX_ELEMENTS, Config, Kernel, Launch, Packed, Problem, Recipe, Tactic, TensorSpec
 from .conv_geometry import Geometry, conv_geometry, leading_dims, linear_geometry, merge_positions
 from .moments import combine_launch
+from .spread import spread
 
 #: Fewer input channels than this are packed next to each other over the taps: blocks of channels would be mostly padding.
 FLAT_CHANNELS = 16
@@ -70,18 +70,7 @@ def gemm_configs(problem: Problem, geometry: Geometry, level: int, *, flat: bool
             if has_residual and split == 1 and bm * bn <= 128 * 128:
                 found.append({**config, "early": True})
     ranked = sorted(found, key=lambda config: _estimate(problem, geometry, config, flat))
-    return _spread(ranked)[: (1, 4, 10, 20, 40, 80)[level]]
-
-
-def _spread(ranked: list[Config]) -> list[Config]:
-    """The same, but with other tiles before more variants of one tile: the guess tells tiles apart better than stages and splits."""
-    seen: Counter[tuple[int, int]] = Counter()
-    keyed = []
-    for rank, config in enumerate(ranked):
-        tile = (config["BM"], config["BN"])
-        keyed.append((rank + 16 * seen[tile], rank, config))
-        seen[tile] += 1
-    return [config for _, _, config in sorted(keyed, key=lambda entry: entry[:2])]
+    return spread(ranked, ("BM", "BN"), 16)[: (1, 4, 10, 20, 40, 80)[level]]
 
 
 def gemm_recipe(problem: Problem, geometry: Geometry, config: Config, x: str, x_dtype: torch.dtype, weight: Packed, *, flat: bool) -> Recipe:

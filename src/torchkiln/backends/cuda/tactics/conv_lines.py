@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -12,6 +10,7 @@ from ..recipe import Config, Kernel, Launch, Packed, Problem, Recipe, Tactic, Te
 from .conv_gemm import ConvGemm
 from .conv_geometry import Geometry, conv_geometry
 from .moments import combine_launch
+from .spread import spread
 
 #: Accumulators, one a tap, share the registers.
 _MAX_TAPS = 5
@@ -48,7 +47,7 @@ class ConvLines:
         x, weight = problem.inputs[:2]
         assert x is not None
         assert weight is not None
-        geometry = _geometry(problem)
+        geometry = conv_geometry(problem)
         if geometry.groups > 1:
             return "takes ungrouped convolutions"
         if not 2 <= geometry.kernel[2] <= _MAX_TAPS:
@@ -66,7 +65,7 @@ class ConvLines:
         return ""
 
     def configs(self, problem: Problem, level: int) -> list[Config]:
-        geometry = _geometry(problem)
+        geometry = conv_geometry(problem)
         size = problem.outputs[0].dtype.itemsize
         found = [
             {"BM": bm, "BN": bn, "BK": bk, "warps": warps, "stages": stages}
@@ -77,10 +76,10 @@ class ConvLines:
             if stages <= max(2, _steps(geometry, bk)) and _stage_bytes(geometry, bm, bn, bk, size) * stages <= _SHARED_BYTES
         ]
         ranked = sorted(found, key=lambda config: _estimate(problem, geometry, config))
-        return _spread(ranked)[: (1, 2, 4, 6, 16, 32)[level]]
+        return spread(ranked, ("BM", "BN", "warps"), 8)[: (1, 2, 4, 6, 16, 32)[level]]
 
     def recipe(self, problem: Problem, config: Config) -> Recipe:
-        geometry = _geometry(problem)
+        geometry = conv_geometry(problem)
         bm, bn, bk = config["BM"], config["BN"], config["BK"]
         specs = [problem.inputs[0], problem.inputs[1], *problem.inputs[2:4], problem.outputs[0]]
         has_bias, has_residual = specs[2] is not None, specs[3] is not None
@@ -135,21 +134,6 @@ def pack_lines(weight: torch.Tensor, block: int) -> torch.Tensor:
     co, ci, kw = weight.shape[0], weight.shape[1], weight.shape[-1]
     rows = weight.reshape(co, ci, -1, kw).permute(0, 3, 2, 1).reshape(co, kw, -1)
     return torch.nn.functional.pad(rows, (0, -rows.shape[2] % block)).contiguous()
-
-
-def _spread(ranked: list[Config]) -> list[Config]:
-    """The same, but with other tiles before more variants of one tile."""
-    seen: Counter[tuple[int, ...]] = Counter()
-    keyed = []
-    for rank, config in enumerate(ranked):
-        tile = (config["BM"], config["BN"], config["warps"])
-        keyed.append((rank + 8 * seen[tile], rank, config))
-        seen[tile] += 1
-    return [config for _, _, config in sorted(keyed, key=lambda entry: entry[:2])]
-
-
-def _geometry(problem: Problem) -> Geometry:
-    return conv_geometry(replace(problem, op="conv"))
 
 
 def _length(geometry: Geometry) -> int:

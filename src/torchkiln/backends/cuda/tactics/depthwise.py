@@ -14,7 +14,8 @@ import torch
 from ..recipe import MAX_ELEMENTS, Config, Kernel, Launch, Packed, Problem, Recipe, Tactic, TensorSpec
 from .conv_geometry import Geometry, conv_geometry
 from .depthwise_source import UNROLLED_TAPS, Tile, depthwise_source, grid_of
-from .squeeze_excite import SqueezeExcite, hidden_rows, pad_rows, power_of_two, reject_gate, row_length
+from .reduce import power_of_two
+from .squeeze_excite import SqueezeExcite, hidden_rows, pad_rows, reject_gate, row_length
 
 #: Products in the text of one thread, and the registers it may want.
 MAX_PRODUCTS, MAX_REGISTERS = 2900, 230

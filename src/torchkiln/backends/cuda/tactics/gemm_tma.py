@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,6 +10,7 @@ import torch
 from ..recipe import ALIGNMENT_BYTES, MAX_ELEMENTS, Config, Kernel, Launch, Packed, Problem, Recipe, Tactic, TensorSpec
 from .conv_gemm import pack_weight, residual_in_place
 from .conv_geometry import conv_geometry, leading_dims
+from .spread import spread
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class GemmTma:
         if level < 5 and -(-shape.rows // 128) * -(-shape.columns // 128) < problem.multiprocessors:
             return []  # a program has a tile at most: to make the descriptors takes longer than they save
         ranked = sorted(_candidates(problem, shape), key=lambda config: _estimate(problem, shape, config))
-        return _spread(ranked)[: (1, 3, 8, 16, 32, 64)[level]]
+        return spread(ranked, ("BM", "BN", "loop"), 24)[: (1, 3, 8, 16, 32, 64)[level]]
 
     def recipe(self, problem: Problem, config: Config) -> Recipe:
         shape = _matrices(problem)
@@ -207,17 +207,6 @@ def _staged(config: Config, problem: Problem, steps: int) -> list[Config]:
     room = _SHARED_BYTES // programs - _PROGRAM_BYTES - held
     most = min(room // stage, _STAGES, max(steps, 2) if config["loop"] == "nested" else _STAGES)
     return [{**config, "stages": stages} for stages in (most, most - 1) if stages >= 2]
-
-
-def _spread(ranked: list[Config]) -> list[Config]:
-    """The same, but with other tiles and loops before more variants of one: the guess tells these apart better."""
-    seen: Counter[tuple[int, int, str]] = Counter()
-    keyed: list[tuple[int, int, Config]] = []
-    for rank, config in enumerate(ranked):
-        kind = (config["BM"], config["BN"], config["loop"])
-        keyed.append((rank + 24 * seen[kind], rank, config))
-        seen[kind] += 1
-    return [config for _, _, config in sorted(keyed, key=lambda entry: entry[:2])]
 
 
 #: Instructions of an element's epilogue, beside the 6 of bias and conversion.

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..recipe import Config, Kernel, Launch, Packed, Problem, Recipe, Tactic, TensorSpec
+from .reduce import power_of_two
 
 MAX_CHANNELS, MAX_HIDDEN = 4096, 512
 _ROWS = 16
@@ -130,10 +131,6 @@ def _spec(problem: Problem, index: int) -> TensorSpec:
     spec = problem.inputs[index]
     assert spec is not None
     return spec
-
-
-def power_of_two(size: int) -> int:
-    return 1 << (size - 1).bit_length()
 
 
 def _estimate(problem: Problem, config: Config) -> float:
