@@ -18,6 +18,7 @@ from .problems import conv_problem, linear_problem
 HALF, FLOAT, BFLOAT = torch.float16, torch.float32, torch.bfloat16
 TOLERANCE = {HALF: 3e-3, BFLOAT: 2e-2, FLOAT: 1e-5}
 CUBLAS = Cublas()
+OP = "torchkiln.cublaslt.out"
 
 
 def every(problem, level=5, tolerance=0.0):
@@ -36,35 +37,40 @@ def calls(problem, config):
 
 
 @pytest.mark.parametrize("dtype", [HALF, BFLOAT, FLOAT])
-@pytest.mark.parametrize(
-    ("options", "op"),
-    [
-        ({}, "aten.addmm.out"),
-        ({"bias": False}, "aten.mm.out"),
-        ({"activation": "relu"}, "aten._addmm_activation.out"),
-        ({"activation": "gelu_tanh"}, "aten._addmm_activation.out"),
-    ],
-)
-def test_one_call(dtype, options, op):
-    problem = linear_problem((3, 5, 19), 23, dtype, **options)
-    # On the CPU the operator's gelu is the one with erf; on a GPU it is cuBLASLt's, with tanh.
-    tolerance = max(TOLERANCE[dtype], 1e-3) if options.get("activation") == "gelu_tanh" else 0.0
-    configs = every(problem, tolerance=tolerance)
-    assert calls(problem, configs[0]) == [op]
-    assert all(calls(problem, config) == ["aten.mm.out", "kernel"] for config in configs[1:])
-    assert len(configs) == (1 if op == "aten.mm.out" else 5)
+@pytest.mark.parametrize("activation", ["none", "relu", "gelu_tanh"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+def test_one_call(dtype, activation, bias, residual):
+    problem = linear_problem((3, 5, 19), 23, dtype, activation=activation, bias=bias, residual=residual)
+    configs = every(problem)
+    fused, apart = [c for c in configs if c["fused"]], [c for c in configs if not c["fused"]]
+    assert configs[: len(fused)] == fused
+    assert {(c["rank"], c["workspace"]) for c in fused} == {(rank, workspace) for rank in range(8) for workspace in (0, 8)}
+    assert all(calls(problem, config) == [OP] for config in fused)
+    assert all(calls(problem, config) == [OP, "kernel"] for config in apart)
+    is_plain = not bias and not residual and activation == "none"
+    assert bool(apart) != is_plain
+    assert CUBLAS.recipe(problem, fused[0]).in_place == ((("x3", "y0"),) if residual else ())
 
 
-@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name not in ("none", "relu", "gelu_tanh")])
 @pytest.mark.parametrize("bias", [False, True])
 def test_epilogue(activation, bias):
     problem = linear_problem((7, 19), 23, FLOAT, activation=activation, bias=bias, residual=True)
-    assert calls(problem, every(problem, 0)[0]) == ["aten.mm.out", "kernel"]
+    assert all(calls(problem, config) == [OP, "kernel"] for config in every(problem))
 
 
-def test_activation_without_bias():
-    problem = linear_problem((7, 19), 24, FLOAT, activation="relu", bias=False)
-    assert calls(problem, every(problem, 0)[0]) == ["aten.mm.out", "kernel"]
+def test_every_algorithm_is_tried_before_the_epilogue_of_its_own():
+    problem = linear_problem((7, 19), 23, HALF, activation="relu")
+    assert [len(CUBLAS.configs(problem, level)) for level in range(6)] == [1, 2, 5, 9, 18, 22]
+    assert [len(CUBLAS.configs(linear_problem((7, 19), 23, HALF, activation="silu"), level)) for level in range(6)] == [1, 2, 3, 6, 6, 6]
+
+
+def test_workspace():
+    problem = linear_problem((7, 19), 23, HALF)
+    recipes = {c["workspace"]: CUBLAS.recipe(problem, c) for c in CUBLAS.configs(problem, 5) if c["fused"]}
+    assert not recipes[0].scratch
+    assert recipes[8].scratch["workspace"].size_bytes == 8 << 20
 
 
 @pytest.mark.parametrize("x", [(19,), (1, 19), (1, 1, 19), (2, 3, 4, 19)])
@@ -72,17 +78,17 @@ def test_ranks(x):
     every(linear_problem(x, 8, FLOAT, activation="silu"), 1)
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_rows_with_gaps(fused):
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+@pytest.mark.parametrize("residual", [False, True])
+def test_rows_with_gaps(activation, residual):
     """Slices of wider tensors: input, residual and output."""
-    problem = linear_problem((2, 5, 19), 23, FLOAT, residual=not fused, activation="relu")
+    problem = linear_problem((2, 5, 19), 23, FLOAT, residual=residual, activation=activation)
     inputs = list(problem.inputs)
     inputs[0] = TensorSpec((2, 5, 19), (5 * 40, 40, 1), FLOAT)
-    if not fused:
+    if residual:
         inputs[3] = TensorSpec((2, 5, 23), (5 * 31, 31, 1), FLOAT)
     out = TensorSpec((2, 5, 23), (5 * 64, 64, 1), FLOAT)
-    assert (CUBLAS.configs(problem, 0) == [{"fused": True}]) == fused
-    every(dataclasses.replace(problem, inputs=tuple(inputs), outputs=(out,)))
+    every(dataclasses.replace(problem, inputs=tuple(inputs), outputs=(out,)), 2)
 
 
 @pytest.mark.parametrize("dtype", [HALF, FLOAT])
@@ -103,7 +109,7 @@ def test_wider_residual():
     problem = linear_problem((2, 5, 19), 23, HALF, residual=True)
     wide = TensorSpec.contiguous((2, 5, 23), FLOAT)
     problem = dataclasses.replace(problem, inputs=(*problem.inputs[:3], wide), outputs=(wide,))
-    assert calls(problem, {"fused": False, "block": 512}) == ["aten.mm.out", "kernel"]
+    assert all(calls(problem, config) == [OP, "kernel"] for config in CUBLAS.configs(problem, 5))
     check(CUBLAS, problem, CUBLAS.configs(problem, 0)[0], 3e-3)
     conv = conv_problem((2, 8, 5, 4), (12, 8, 1, 1), HALF, residual=True)
     wide = dataclasses.replace(conv.inputs[3], dtype=FLOAT)
@@ -114,7 +120,7 @@ def test_wider_residual():
 def test_wider_bias():
     problem = linear_problem((2, 5, 19), 23, HALF)
     problem = dataclasses.replace(problem, inputs=(*problem.inputs[:2], TensorSpec.contiguous((23,), FLOAT), None))
-    assert {"fused": True} not in every(problem, 1)
+    assert not any(config["fused"] for config in every(problem, 1))
 
 
 def test_computed_weight():

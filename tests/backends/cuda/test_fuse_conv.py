@@ -109,6 +109,29 @@ def test_of_two_convolutions_the_later_takes_the_other(is_first):
     assert late.args[3] is early
 
 
+@pytest.mark.parametrize("is_first", [False, True])
+@pytest.mark.parametrize("kernel", [1, 2])
+def test_of_two_convolutions_the_matrix_product_takes_the_other(is_first, kernel):
+    """As at the end of a bottleneck with a projection of its input, which has a stride and comes later."""
+
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.narrow = torch.nn.Conv2d(5, 4, 3, stride=2, padding=1)
+            self.wide = torch.nn.Conv2d(4, 7, 1)
+            self.project = torch.nn.Conv2d(5, 7, kernel, stride=2)
+
+        def forward(self, x):
+            y = self.wide(self.narrow(x))
+            other = self.project(x)
+            return torch.relu(y + other if is_first else other + y)
+
+    after = check(Block(), (2, 5, 8, 10), run=fuse_conv)
+    (wide,) = (node for node in calls(after, "conv") if node.args[3] is not None)
+    assert wide.args[1].meta["val"].shape == (7, 4, 1, 1)
+    assert wide.args[3].args[1].meta["val"].shape == (7, 5, kernel, kernel)
+
+
 def test_convolution_before_the_other_addend_moves_to_the_addition():
     after = fused(lambda x, a, b: a(x) + torch.exp(x))
     assert epilogues(after) == [(True, "none")]

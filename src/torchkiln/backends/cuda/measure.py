@@ -61,6 +61,8 @@ def measure(job: Job, device: torch.device) -> Iterator[Outcome]:
     """An Outcome for each recipe, in order."""
     import torchkiln.fused_ops  # noqa: F401  (references)
 
+    from . import cublaslt  # noqa: F401  (an operator that recipes call)
+
     torch.backends.cudnn.benchmark = False
     generator = torch.Generator(device).manual_seed(0)
     inputs = {f"x{i}": _random(spec, generator) for i, spec in enumerate(job.inputs) if spec is not None}

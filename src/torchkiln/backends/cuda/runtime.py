@@ -31,6 +31,8 @@ def load(artifact: Artifact, device: torch.device, num_threads: int | None) -> P
     """
     import torchkiln.fused_ops  # noqa: F401  (what no kernel runs is called by its reference)
 
+    from . import cublaslt  # noqa: F401  (an operator that plans call)
+
     bundle = decode_bundle(artifact.payload)
     for plan in bundle.plans:
         check_plan(plan, len(bundle.codes))

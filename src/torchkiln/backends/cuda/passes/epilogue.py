@@ -24,6 +24,7 @@ class Epilogue:
         target: the op.
         residual, activation, alpha: positions of these arguments.
         is_residual_any_float: whether the residual may be of another dtype than the result.
+        suits_residual: of two such ops whose results are added, one for which this is true takes the other's; by default none is better.
     """
 
     target: Callable[..., Any]
@@ -31,6 +32,7 @@ class Epilogue:
     activation: int
     alpha: int
     is_residual_any_float: bool = False
+    suits_residual: Callable[[Node], bool] = lambda node: False
 
     def with_arguments(self, node: Node, **values: Any) -> tuple[Any, ...]:
         """The arguments of ``node`` with some of residual, activation and alpha replaced."""
@@ -46,7 +48,8 @@ class Epilogue:
 def fuse_residuals(graph_module: GraphModule, epilogue: Epilogue) -> int:
     """``op(..) + other`` becomes ``op(.., residual=other)``, in the place of the addition. Returns the number of additions fused.
 
-    Where both addends are such ops that nobody else reads, the later one takes the other: its inputs are in use until then anyway.
+    Where both addends are such ops that nobody else reads, the one that suits takes the other, or else the later: its inputs are in use until then
+    anyway.
     """
     order = {node: position for position, node in enumerate(graph_module.graph.nodes)}
     count = 0
@@ -58,7 +61,7 @@ def fuse_residuals(graph_module: GraphModule, epilogue: Epilogue) -> int:
             for node in found:
                 reject(graph_module, node, f"{add.name} adds to it, but it has {len(node.users)} users")
             continue
-        open_ones.sort(key=lambda node: order[node])
+        open_ones.sort(key=lambda node: (epilogue.suits_residual(node), order[node]))
         node = open_ones[-1]
         other = addends[1] if node is addends[0] else addends[0]
         reason = _why_no_residual(add, node, other)

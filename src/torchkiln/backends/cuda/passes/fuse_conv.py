@@ -12,14 +12,23 @@ from ....lower.graph_edit import call_functions
 from ....lower.remove_dead_code import remove_dead_code
 from .emit import emit
 from .epilogue import Epilogue, fuse_activations, fuse_residuals
-from .match import FLOATS, dtype_of, is_cast, reject, shape_of
+from .match import FLOATS, arguments_of, dtype_of, is_cast, reject, shape_of
 
 aten = torch.ops.aten
 
 #: Up to how many input channels a convolution reads the graph's float32 input itself: with few, the cast would cost more than it saves.
 MOST_CAST_CHANNELS = 16
 
-_EPILOGUE = Epilogue(torch.ops.torchkiln.conv.default, residual=3, activation=11, alpha=12)
+
+def _is_product(conv: Node) -> bool:
+    """Whether the convolution is one matrix product: tactics of those add a residual at the speed of memory, others seldom."""
+    arguments = arguments_of(conv)
+    if arguments["transposed"] or arguments["groups"] != 1:
+        return False
+    return {*shape_of(conv.args[1])[2:], *arguments["stride"]} == {1} and not any(arguments["padding"])
+
+
+_EPILOGUE = Epilogue(torch.ops.torchkiln.conv.default, residual=3, activation=11, alpha=12, suits_residual=_is_product)
 
 
 def fuse_conv(graph_module: GraphModule) -> int:

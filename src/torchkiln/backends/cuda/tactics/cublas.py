@@ -1,14 +1,17 @@
-"""cublas: matrix products, 1x1 convolutions among them, by cuBLAS and cuBLASLt, as torch calls them."""
+"""cublas: matrix products, 1x1 convolutions among them, by cuBLASLt."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
+from ..cublaslt import ACTIVATIONS, RANKS
 from ..recipe import Config, Packed, Problem, Recipe, Ref, Tactic, TensorSpec, TorchCall
+from .conv_gemm import residual_in_place
 from .conv_geometry import conv_geometry
 from .epilogue import FLOATS, epilogue_blocks, epilogue_launch, epilogue_reject, flat_rows, rows_of, walks_by_rows
+
+#: MiB of memory that the library may use: algorithms that divide the depth need it.
+_WORKSPACES = (0, 8)
 
 
 def pack_rows(weight: torch.Tensor) -> torch.Tensor:
@@ -17,7 +20,7 @@ def pack_rows(weight: torch.Tensor) -> torch.Tensor:
 
 
 class Cublas:
-    """cuBLASLt with its fused bias, relu and tanh-gelu, or else a product followed by one launch of torchkiln's epilogue."""
+    """cuBLASLt with its fused bias, residual, relu and tanh-gelu, or else a product followed by one launch of torchkiln's epilogue."""
 
     name = "cublas"
     ops: tuple[str, ...] = ("linear", "conv")
@@ -47,14 +50,23 @@ class Cublas:
         return epilogue_reject(problem)
 
     def configs(self, problem: Problem, level: int) -> list[Config]:
-        """``fused``: all by cuBLAS; else ``block``: elements of a program of the epilogue."""
-        found: list[Config] = [{"fused": True}] if _is_fused(problem) else []
+        """``fused``: all by cuBLASLt; else ``block``: elements of a program of the epilogue. ``rank``: which of the library's algorithms, its best
+        guess first; ``workspace``: MiB of memory that it may use."""
+        fused: list[Config] = []
+        if _is_fused(problem):
+            fused = [{"fused": True, "rank": rank, "workspace": workspace} for rank in range(RANKS) for workspace in _WORKSPACES]
+        apart: list[Config] = []
         if not _is_plain(problem):
-            found += [{"fused": False, "block": block} for block in epilogue_blocks(problem)]
-        return found[: (1, 2, 3, 5, 5, 5)[level]]
+            best, *others = epilogue_blocks(problem)
+            first = {"fused": False, "rank": 0, "workspace": _WORKSPACES[-1]}
+            apart = [{**first, "block": best}, *({**first, "rank": rank, "block": best} for rank in (1, 2)), *({**first, "block": b} for b in others)]
+        if not fused:
+            return apart[: (1, 2, 3, 6, 6, 6)[level]]
+        # Where one call does it all, the other form wins seldom.
+        return [*fused[: (1, 2, 4, 8, 16, 16)[level]], *apart[: (0, 0, 1, 1, 2, 6)[level]]]
 
     def recipe(self, problem: Problem, config: Config) -> Recipe:
-        x, weight, bias = problem.inputs[:3]
+        x, weight, bias, residual = problem.inputs[:4]
         assert x is not None
         assert weight is not None
         y = problem.outputs[0]
@@ -62,26 +74,27 @@ class Cublas:
         if problem.constants[1]:
             packed["weight"] = Packed(pack_rows, ("x1",))
         features, depth = weight.shape[:2]
-        product = (Ref("x0", *flat_rows(x, problem.op)), Ref("packed.weight" if packed else "x1", (depth, features), (1, depth)))
-        into_y = (("out", Ref("y0", *flat_rows(y, problem.op))),)
+        weight_ref = Ref("packed.weight" if packed else "x1", (features, depth), (depth, 1))
+        scratch = {}
+        if config["workspace"]:
+            scratch["workspace"] = TensorSpec.contiguous((config["workspace"] << 20,), torch.uint8)
+
+        def product(into: Ref, bias_ref: Ref | None = None, residual_ref: Ref | None = None, activation: str = "none") -> TorchCall:
+            operands = (Ref("x0", *flat_rows(x, problem.op)), weight_ref, bias_ref, residual_ref, Ref("scratch.workspace") if scratch else None)
+            arguments = (*operands, activation, problem.math, config["rank"])
+            return TorchCall("torchkiln.cublaslt.out", arguments, (("out", into),), results=(into.name,), out=True)
+
+        y_ref = Ref("y0", *flat_rows(y, problem.op))
         if config["fused"]:
-            activation = problem.attributes["activation"]
-            if bias is None:
-                call = TorchCall("aten.mm.out", product, into_y, out=True)
-            elif activation == "none":
-                call = TorchCall("aten.addmm.out", (Ref("x2"), *product), into_y, out=True)
-            else:
-                arguments: tuple[Any, ...] = (Ref("x2"), *product)
-                call = TorchCall("aten._addmm_activation.out", arguments, (("use_gelu", activation == "gelu_tanh"), *into_y), out=True)
-            return Recipe((call,), packed=packed)
+            residual_ref = None if residual is None else Ref("x3", *flat_rows(residual, problem.op))
+            call = product(y_ref, None if bias is None else Ref("x2"), residual_ref, problem.attributes["activation"])
+            return Recipe((call,), scratch, packed, in_place=residual_in_place(problem))
         if y.dtype == x.dtype:
-            return Recipe((TorchCall("aten.mm.out", product, into_y, out=True), epilogue_launch(problem, config, "y0", y)), packed=packed)
+            return Recipe((product(y_ref), epilogue_launch(problem, config, "y0", y)), scratch, packed)
         # The sum with a wider residual: the product comes in the operands' dtype.
         spec = TensorSpec(y.shape, _dense_row_strides(y, problem.op), x.dtype)
-        call = TorchCall(
-            "aten.mm.out", product, (("out", Ref("scratch.product", *flat_rows(spec, problem.op))),), results=("scratch.product",), out=True
-        )
-        return Recipe((call, epilogue_launch(problem, config, "scratch.product", spec)), {"product": spec}, packed)
+        call = product(Ref("scratch.product", *flat_rows(spec, problem.op)))
+        return Recipe((call, epilogue_launch(problem, config, "scratch.product", spec)), {**scratch, "product": spec}, packed)
 
 
 def _is_plain(problem: Problem) -> bool:
@@ -92,14 +105,12 @@ def _is_plain(problem: Problem) -> bool:
 
 
 def _is_fused(problem: Problem) -> bool:
-    """Whether one call of cuBLAS is the whole problem."""
+    """Whether one call of cuBLASLt is the whole problem."""
     x, _, bias, residual = problem.inputs[:4]
     assert x is not None
-    if residual is not None or problem.outputs[0].dtype != x.dtype:
+    if any(spec is not None and spec.dtype != x.dtype for spec in (bias, residual, problem.outputs[0])):
         return False
-    if bias is None:
-        return problem.attributes["activation"] == "none"
-    return bias.dtype == x.dtype and problem.attributes["activation"] in ("none", "relu", "gelu_tanh")
+    return problem.attributes["activation"] in ACTIVATIONS
 
 
 def _dense_row_strides(spec: TensorSpec, op: str) -> tuple[int, ...]:
