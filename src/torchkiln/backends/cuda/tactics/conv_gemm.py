@@ -275,7 +275,7 @@ def _estimate(problem: Problem, geometry: Geometry, config: Config, flat: bool) 
     waves = -(-tiles // (problem.multiprocessors * resident))
     steps = -(-_steps(geometry, bk, flat) // split)
     # A multiprocessor does about 1024 fp16 products a cycle, less with small tiles, and loads about 40 bytes a cycle from L2.
-    efficiency = min(1.0, 0.25 + bm * bn / 16384) * (0.7 if bm < 64 else 1.0)
+    efficiency = min(1.0, 0.3 + bm * bn / 46000) * (0.7 if bm < 64 else 1.0)
     rate = 1024 * efficiency * (2 / size) * (0.5 if problem.math == "ieee" and size == 4 else 1)
     compute = steps * bm * bn * bk / rate * resident
     traffic = steps * (bm + bn) * bk * size / 40 * resident
