@@ -202,9 +202,7 @@ def conv_gemm(
         is_last = arrived == SPLIT - 1
         if is_last:
             tl.store(counter_ptr + tile, 0)
-            acc = tl.zeros((BM, BN), dtype=tl.float32)
-            for part in range(SPLIT):
-                acc += tl.load(partial_ptr + (tile * SPLIT + part) * (BM * BN) + within, cache_modifier=".cg")
+            acc = _sum_of_parts(partial_ptr + tile * (SPLIT * BM * BN) + within, SPLIT, BM * BN)
     if is_last:
         if HAS_BIAS:
             acc += tl.load(bias_ptr + group * CO + columns, mask=column_ok, other=0.0).to(tl.float32)[None, :]
@@ -218,6 +216,30 @@ def conv_gemm(
         tl.store(y_ptr + y_row[:, None] + (out_column * YC)[None, :], y, mask=out_ok)
         if MOMENTS:
             store_moments(parts_ptr, tile_m, y.to(tl.float32), row_ok, out_column, column_ok, GROUPS * CO, span % BM != 0)
+
+
+@triton.jit
+def _sum_of_parts(at, SPLIT: tl.constexpr, SIZE: tl.constexpr):
+    """The sum of SPLIT tiles of SIZE elements, one behind the other, in order. Several are asked for before the first is waited for, as far as
+    registers hold them: one after the other, each would take the time of a trip to L2."""
+    AT_ONCE: tl.constexpr = 4 if SIZE <= 4096 else (2 if SIZE <= 8192 else 1)
+    total = tl.load(at, cache_modifier=".cg")
+    for first in tl.static_range(1, SPLIT, AT_ONCE):
+        one = tl.load(at + first * SIZE, cache_modifier=".cg")
+        if AT_ONCE > 1 and first + 1 < SPLIT:
+            two = tl.load(at + (first + 1) * SIZE, cache_modifier=".cg")
+        if AT_ONCE > 2 and first + 2 < SPLIT:
+            three = tl.load(at + (first + 2) * SIZE, cache_modifier=".cg")
+        if AT_ONCE > 3 and first + 3 < SPLIT:
+            four = tl.load(at + (first + 3) * SIZE, cache_modifier=".cg")
+        total += one
+        if AT_ONCE > 1 and first + 1 < SPLIT:
+            total += two
+        if AT_ONCE > 2 and first + 2 < SPLIT:
+            total += three
+        if AT_ONCE > 3 and first + 3 < SPLIT:
+            total += four
+    return total
 
 
 @triton.jit
