@@ -17,6 +17,7 @@ FILES = (
     "tactics.gemm_tma",
     "tactics.conv_lines",
     "tactics.conv_rows",
+    "tactics.conv_windows",
     "tactics.conv_moments",
     "tactics.cudnn",
     "tactics.cublas",
