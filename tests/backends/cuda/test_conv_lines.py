@@ -12,11 +12,14 @@ import pytest
 import torch
 from tests.backends.cuda.interpret import check
 from tests.backends.cuda.problems import conv_problem
+from tests.backends.cuda.test_moments import check_moments, run
 
 from torchkiln.backends.cuda.recipe import Problem, TensorSpec
 from torchkiln.backends.cuda.tactics.conv_lines import ConvLines, pack_lines
 
-SMALL = {"BM": 16, "BN": 16, "BK": 16, "warps": 4, "stages": 2}
+SMALL = {"band": 1, "BM": 16, "BN": 16, "BK": 16, "warps": 4, "stages": 2}
+#: Two lines a band or more (the last band may be short), one, two or four positions with a thread.
+BANDS = [{**SMALL, "band": 2}, {**SMALL, "band": 3, "BM": 32, "warps": 2}, {**SMALL, "band": 2, "BM": 64, "warps": 2}]
 TOLERANCE = {torch.float16: 2e-3, torch.float32: 1e-5}
 
 
@@ -62,6 +65,7 @@ CASES = {
     "3-D residual": conv_problem((2, 16, 3, 4, 7), (18, 16, 3, 3, 3), padding=1, residual=True),
     "2-D strided rows": outer(conv_problem((2, 20, 7, 6), (12, 20, 3, 3), padding=1, residual=True), stride=[2, 1]),
     "3-D strided and dilated": outer(conv_problem((2, 16, 7, 6, 5), (12, 16, 3, 3, 3)), stride=[2, 1, 1], padding=[1, 2, 1], dilation=[1, 2, 1]),
+    "3-D strided depth": outer(conv_problem((2, 16, 5, 5, 6), (12, 16, 3, 3, 3)), stride=[2, 1, 1], padding=[1, 1, 1], dilation=[1, 1, 1]),
     "3-D rows only": outer(conv_problem((1, 16, 3, 4, 5), (12, 16, 1, 1, 3)), padding=[1, 0, 1]),
 }
 
@@ -74,6 +78,23 @@ def test_conv_lines(name, bk):
     check(ConvLines(), problem, {**SMALL, "BK": bk}, TOLERANCE[problem.outputs[0].dtype])
 
 
+@pytest.mark.parametrize(("bm", "warps"), [(32, 1), (32, 2), (64, 2)])
+@pytest.mark.parametrize("name", ["3x3", "residual", "3x3 tf32", "1-D 5 taps", "2x2", "3-D"])
+def test_positions_of_a_thread(name, bm, warps):
+    """Two or four neighbouring positions with each thread, of one warp or two."""
+    problem = CASES[name]
+    config = {**SMALL, "BM": bm, "warps": warps}
+    assert dict(ConvLines().recipe(problem, config).launches[0].kernel.constants)["FOLD"] == bm // (8 * warps)
+    check(ConvLines(), problem, config, TOLERANCE[problem.outputs[0].dtype])
+
+
+@pytest.mark.parametrize("config", BANDS, ids=lambda config: f"{config['band']}-{config['BM']}")
+@pytest.mark.parametrize("name", ["3x3", "3x3 wide", "3x3 narrow", "3x3 wide padding", "2x2", "3-D residual", "3-D strided depth"])
+def test_bands(name, config):
+    problem = CASES[name]
+    check(ConvLines(), problem, config, TOLERANCE[problem.outputs[0].dtype])
+
+
 @pytest.mark.parametrize("name", ["3x3", "residual", "1-D", "3-D"])
 def test_configs_compute_the_same(name):
     problem = CASES[name]
@@ -81,11 +102,21 @@ def test_configs_compute_the_same(name):
         check(ConvLines(), problem, config, TOLERANCE[problem.outputs[0].dtype])
 
 
+@pytest.mark.parametrize("config", [SMALL, {**SMALL, "BM": 64, "warps": 2}], ids=["whole", "folded"])
 @pytest.mark.parametrize("name", ["3x3 no padding", "residual", "1-D", "3-D residual"])
-def test_moments(name):
+def test_moments(name, config):
     both = with_moments(CASES[name])
     assert ConvLines().reject(both) == ""
-    check(ConvLines(), both, SMALL, TOLERANCE[torch.float16])
+    check(ConvLines(), both, config, TOLERANCE[torch.float16])
+    check_moments(*run(ConvLines().recipe(both, config), both))
+
+
+@pytest.mark.parametrize("config", BANDS, ids=lambda config: f"{config['band']}-{config['BM']}")
+@pytest.mark.parametrize("name", ["3x3", "3-D residual"])
+def test_moments_of_bands(name, config):
+    both = with_moments(CASES[name])
+    check(ConvLines(), both, config, TOLERANCE[torch.float16])
+    check_moments(*run(ConvLines().recipe(both, config), both))
 
 
 def test_strides_of_the_output_are_kept():
@@ -107,9 +138,21 @@ def test_pack_lines():
 def test_configs_are_best_first_and_recipes_can_be_sent():
     problem = conv_problem((1, 96, 96, 96, 96), (48, 96, 3, 3, 3), padding=1)
     counts = [len(ConvLines().configs(problem, level)) for level in range(6)]
-    assert counts == [1, 2, 4, 6, 16, 32]
+    assert counts == [1, 2, 4, 8, 16, 32]
     for config in ConvLines().configs(problem, 5):
         pickle.dumps(ConvLines().recipe(problem, config))
+
+
+def test_bands_are_offered_where_lines_are_shared():
+    def bands(problem: Problem) -> set[int]:
+        return {config["band"] for config in ConvLines().configs(problem, 5)}
+
+    assert 2 in bands(conv_problem((1, 48, 96, 96, 96), (48, 48, 3, 3, 3), padding=1))
+    assert 2 in bands(with_moments(conv_problem((1, 32, 512, 512), (32, 32, 3, 3), padding=1)))
+    one_image = with_moments(conv_problem((1, 32, 512, 512), (32, 32, 3, 3), padding=1))
+    assert {config["BK"] for config in ConvLines().configs(one_image, 5) if config["band"] > 1} == {16}  # never one step
+    assert bands(CASES["3x3 5 channels"]) == bands(CASES["3x3 no padding"]) == {1}  # channels that no block divides
+    assert bands(CASES["3-D strided and dilated"]) == bands(CASES["3-D rows only"]) == bands(CASES["1-D 5 taps"]) == {1}
 
 
 def test_rejects():
@@ -135,4 +178,8 @@ LARGE = [
     conv_problem((8, 128, 56, 56), (128, 128, 3, 3), padding=1),
     conv_problem((8, 64, 56, 56), (64, 64, 3, 3), padding=1, activation="relu"),
 ]
-COMPILE_CASES = [(ConvLines(), problem, config) for problem in [*LARGE, *CASES.values()] for config in ConvLines().configs(problem, 0)]
+COMPILE_CASES = [
+    *((ConvLines(), problem, config) for problem in [*LARGE, *CASES.values()] for config in ConvLines().configs(problem, 0)),
+    (ConvLines(), LARGE[2], {"band": 2, "BM": 128, "BN": 64, "BK": 16, "warps": 8, "stages": 3}),
+    (ConvLines(), LARGE[4], {"band": 4, "BM": 64, "BN": 32, "BK": 16, "warps": 4, "stages": 2}),
+]
