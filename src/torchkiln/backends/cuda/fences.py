@@ -15,16 +15,31 @@ from typing import Any
 _PRODUCT = "wgmma.fence.sync.aligned;"
 _FENCE = "fence.proxy.async.shared::cta;"
 _COPY = re.compile(r"\bcp\.async\.c[ag]\.shared")
+#: After these, shared memory may hold what a fence before them did not cover: copies that have arrived, stores, what another block of code did.
+_WRITTEN = re.compile(r"\bcp\.async\.wait|\bst\.shared|\bstmatrix|^\$L__BB\w*:")
 
 
 def lacks_fence(ptx: str) -> bool:
-    """Whether products read what was copied asynchronously with no fence anywhere."""
-    return _PRODUCT in ptx and _COPY.search(ptx) is not None and "fence.proxy.async" not in ptx
+    """Whether a product reads what was copied asynchronously, or stored, with no fence in between."""
+    return with_fences(ptx) != ptx
 
 
 def with_fences(ptx: str) -> str:
-    """The same code with a fence in front of the products, where it has none."""
-    return ptx.replace(_PRODUCT, f"{_FENCE}\n\t{_PRODUCT}") if lacks_fence(ptx) else ptx
+    """The same code with a fence in front of every product that has none since shared memory was written. Code without asynchronous copies is as it
+    was: Triton itself puts fences after stores."""
+    if _PRODUCT not in ptx or not _COPY.search(ptx):
+        return ptx
+    lines, is_fenced = [], False
+    for line in ptx.split("\n"):
+        if _WRITTEN.search(line):
+            is_fenced = False
+        elif "fence.proxy.async" in line:
+            is_fenced = True
+        elif _PRODUCT in line and not is_fenced:
+            lines.append(f"\t{_FENCE}")
+            is_fenced = True
+        lines.append(line)
+    return "\n".join(lines)
 
 
 @contextmanager
