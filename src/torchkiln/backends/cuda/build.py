@@ -20,6 +20,7 @@ from .choose_fusions import choose_fusions
 from .choose_streams import choose_streams
 from .passes.pipeline import PASSES, fuse
 from .plan import Bundle, Plan, encode_bundle
+from .refine_choices import refine_choices
 from .runtime import describe_target
 from .specialize import specialize
 from .step_order import MAX_STREAMS
@@ -88,7 +89,8 @@ def _plan(
         lambda module: trace(module, capability, multiprocessors, lambda op: _math(op, settings)),
         lambda operations: tune(operations, device, level, cache, pool),
     )
-    traced, choices, found = fused.traced, fused.choices, fused.rejects
+    traced, found = fused.traced, fused.rejects
+    choices = refine_choices(traced, fused.choices, level, cache, pool, device)
     by_torch = [(operation, choice) for operation, choice in zip(traced.operations, choices, strict=True) if choice.option.tactic == TORCH]
     found += [(operation.label, reason) for operation, choice in by_torch for reason in choice.rejects]
     rejects += [reject for reject in found if reject not in rejects]

@@ -232,7 +232,7 @@ def source_digest() -> str:
     """SHA-256 of the tactics and kernels, and of what compiles, checks and chooses among them: their change makes timings stale."""
     root = Path(__file__).parent
     digest = hashlib.sha256()
-    files = [root / name for name in ("compile_kernel.py", "fences.py", "measure.py", "tuner.py")]
+    files = [root / name for name in ("compile_kernel.py", "fences.py", "measure.py", "refine_choices.py", "tuner.py")]
     for path in sorted([*files, *(path for folder in ("tactics", "kernels", "pointwise") for path in (root / folder).rglob("*.py"))]):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode() + content)

@@ -43,8 +43,7 @@ def tune(operations: Sequence[Operation], device: torch.device, level: int, cach
 
     Raises BuildFailed when nothing runs an operation correctly.
     """
-    where = environment(device)
-    keys = [key(f"{operation.problem.key()} level {level}", where) for operation in operations]
+    keys = problem_keys(operations, level, device)
     unique = dict(zip(keys, operations, strict=True))
     chosen: dict[str, Choice] = {}
     open_problems: dict[str, tuple[list[Option], list[str]]] = {}
@@ -62,10 +61,16 @@ def tune(operations: Sequence[Operation], device: torch.device, level: int, cach
     progress("tune", len(open_problems), len(open_problems))
     for name, choice in chosen.items():
         if not choice.codes:
-            choice.codes, why = _codes(choice.option, pool)
+            choice.codes, why = codes_of(choice.option, pool)
             if why:
                 raise BuildFailed(f"{unique[name].label}: {choice.option.tactic}: {why}")
     return [chosen[name] for name in keys]
+
+
+def problem_keys(operations: Sequence[Operation], level: int, device: torch.device) -> list[str]:
+    """The cache's key of each operation's problem."""
+    where = environment(device)
+    return [key(f"{operation.problem.key()} level {level}", where) for operation in operations]
 
 
 def _remembered(entry: Entry | None, operation: Operation) -> Choice | None:
@@ -85,7 +90,8 @@ def _start(options: Sequence[Option], pool: WorkerPool) -> None:
                 pool.compile(launch.kernel)
 
 
-def _codes(option: Option, pool: WorkerPool) -> tuple[dict[Kernel, Compiled], str]:
+def codes_of(option: Option, pool: WorkerPool) -> tuple[dict[Kernel, Compiled], str]:
+    """The machine code of an option's kernels; and why there is none, or ""."""
     kernels = [launch.kernel for launch in option.recipe.launches if isinstance(launch, Launch)]
     return compiled_of([(kernel, pool.compile(kernel)) for kernel in kernels])
 
@@ -97,7 +103,7 @@ def _tune_one(operation: Operation, options: list[Option], rejects: list[str], n
     ready: list[tuple[Option, dict[Kernel, Compiled]]] = []
     tried: list[tuple[Option, float | None, str]] = []
     for option in options:
-        codes, why = _codes(option, pool)
+        codes, why = codes_of(option, pool)
         if why:
             tried.append((option, None, why))
         else:
