@@ -2,7 +2,8 @@
 
 Views, clones and casts that change nothing cost nothing: they are other strides over the same memory (graphs are functional, so sharing is safe).
 Layout is decided here, once: convolutions, norms and pools of [N, C, *spatial] write channels last, everything else rows; kernels read whatever
-strides they are given. A concatenation is laid out before what it joins, and what it joins is written in place.
+strides they are given. A concatenation is laid out before what it joins, and what it joins is written in place; so is an output by a pointwise
+operation or a resize.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from ...dtypes import dtype_name
+from .absorb_casts import absorbable_casts, find_only_outputs, is_resize, pays, with_cast
 from .pointwise.expressions import filled_value, pointwise_reject
 from .pointwise.regions import Region, describe, find_regions, make_region, region_key, reorder
 from .recipe import ALIGNMENT_BYTES, Problem, Recipe, Ref, TensorSpec, TorchCall, channels_last_strides
@@ -35,7 +37,7 @@ _CONTIGUOUS = (
 )
 #: Arguments that say where and how a tensor lies, which the plan decides.
 _PLACEMENT = ("device", "layout", "pin_memory", "memory_format")
-_CHANNELS_LAST = ("conv", "max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_")
+_CHANNELS_LAST = ("conv", "max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_", "_upsample_nearest_exact")
 
 
 @dataclass(eq=False)
@@ -119,6 +121,8 @@ class _Tracer:
         self.region_of = {node: region for region in regions for node in region.nodes}
         self.placed = _place_in_concatenations(graph_module.graph, self.region_of)
         self.joined: dict[Node, Value] = {}
+        self.casts = absorbable_casts(graph_module.graph, self.region_of)
+        self.only_outputs = find_only_outputs(graph_module.graph)
 
     def run(self) -> Trace:
         done: set[int] = set()
@@ -132,6 +136,8 @@ class _Tracer:
                 self.values[node] = self._constant(node)
             elif node.op == "output":
                 return Trace(self.inputs, self._outputs(node), self.operations, self.constants)
+            elif node in self.values:
+                continue  # a cast that was absorbed
             elif node in self.region_of:
                 region = self.region_of[node]
                 if id(region) not in done:
@@ -249,7 +255,9 @@ class _Tracer:
         inputs = [self.values[n] for n in region.inputs]
         outputs = []
         for node in region.outputs:
-            spec = TensorSpec(tuple(node.meta["val"].shape), _like(inputs, tuple(node.meta["val"].shape)), node.meta["val"].dtype)
+            shape, dtype = tuple(node.meta["val"].shape), node.meta["val"].dtype
+            contiguous = TensorSpec.contiguous(shape, dtype)
+            spec = contiguous if node in self.only_outputs else TensorSpec(shape, _like(inputs, shape), dtype)
             outputs.append(self._new(node, spec))
             self.values[node] = outputs[-1]
         self._add_region(region, inputs, outputs, ", ".join(n.name for n in region.outputs))
@@ -301,8 +309,14 @@ class _Tracer:
         results = node.meta["val"]
         many = isinstance(results, (tuple, list))
         specs = self._output_specs(node, inputs, args, kwargs)
-        outputs = [Value(Storage("temporary", s.dtype, s.span), s) for s in specs] if many else [self._new(node, specs[0])]
-        self.values[node] = outputs if many else outputs[0]
+        cast = self._absorbed(node, specs[0])
+        if cast is not None:
+            specs = [replace(specs[0], dtype=cast.meta["val"].dtype)]
+        written = node if cast is None else cast
+        if written in self.only_outputs and is_resize(node):
+            specs = [TensorSpec.contiguous(specs[0].shape, specs[0].dtype)]
+        outputs = [Value(Storage("temporary", s.dtype, s.span), s) for s in specs] if many else [self._new(written, specs[0])]
+        self.values[node] = self.values[written] = outputs if many else outputs[0]
         name = target._schema.name.split("::")[1] if own else str(target)
         if name == "linear":
             inputs, outputs = _as_rows(inputs, outputs)
@@ -318,7 +332,14 @@ class _Tracer:
             self.multiprocessors,
         )
         call = TorchCall(str(target), tuple(args), tuple(kwargs.items()), tuple(f"y{i}" for i in range(len(outputs))))
-        self.operations.append(Operation(node.name, problem, inputs, outputs, Recipe((call,))))
+        reference = Recipe((call,)) if cast is None else with_cast(call, outputs[0].spec, node.meta["val"].dtype)
+        label = node.name if cast is None else f"{node.name}, {cast.name}"
+        self.operations.append(Operation(label, problem, inputs, outputs, reference))
+
+    def _absorbed(self, node: Node, spec: TensorSpec) -> Node | None:
+        """The cast that an operation which would write ``spec`` does as well."""
+        cast = self.casts.get(node)
+        return cast if cast is not None and pays(node, spec, cast in self.only_outputs) else None
 
     def _aligned(self, value: Value, node: Node) -> Value:
         """``value``, copied where its first element is not aligned as kernels expect."""
@@ -393,7 +414,7 @@ def _place_in_concatenations(graph: Graph, regions: dict[Node, Region]) -> dict[
             own = source.op == "call_function" and not is_view(source) and source.target not in (aten.cat.default, operator.getitem)
             aligned = start * strides[dim] * itemsize % ALIGNMENT_BYTES == 0
             rows_aligned = all(s * itemsize % ALIGNMENT_BYTES == 0 for s in strides if s > 1)
-            writes_anywhere = source in regions or str(getattr(source, "target", "")).startswith("torchkiln.")
+            writes_anywhere = source in regions or is_resize(source) or str(getattr(source, "target", "")).startswith("torchkiln.")
             if own and writes_anywhere and aligned and rows_aligned and value.dtype == node.meta["val"].dtype and source not in placed:
                 placed[source] = (node, start)
             start += value.shape[dim]

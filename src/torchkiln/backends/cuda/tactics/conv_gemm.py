@@ -59,7 +59,7 @@ class ConvGemm:
 
 def gemm_configs(problem: Problem, geometry: Geometry, level: int, *, flat: bool) -> list[Config]:
     """What to try, the best guess first."""
-    wide = problem.outputs[0].dtype.itemsize == 4
+    wide = _spec(problem, 1).dtype.itemsize == 4
     has_residual = len(problem.inputs) > 3 and problem.inputs[3] is not None
     found: list[Config] = []
     for bm, bn, bk, warps, stages in _tile_shapes(geometry, wide, flat):
@@ -269,7 +269,7 @@ def _splits(tiles: int, steps: int, multiprocessors: int) -> list[int]:
 def _estimate(problem: Problem, geometry: Geometry, config: Config, flat: bool) -> float:
     """A guess of the time in microseconds, for the order in which configurations are tried."""
     bm, bn, bk, split = config["BM"], config["BN"], config["BK"], config["split"]
-    size = problem.outputs[0].dtype.itemsize
+    size = _spec(problem, 1).dtype.itemsize
     tiles = -(-geometry.rows // bm) * -(-geometry.output_channels // bn) * geometry.groups * split
     resident = max(1, min(3, 8 // config["warps"], _SHARED_BYTES // max(1, (bm + bn) * bk * size * config["stages"])))
     waves = -(-tiles // (problem.multiprocessors * resident))

@@ -28,6 +28,7 @@ FILES = (
     "tactics.norms",
     "tactics.softmax",
     "tactics.pools",
+    "tactics.upsample",
     "tactics.reduce",
     "pointwise.copies",
 )
