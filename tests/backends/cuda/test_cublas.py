@@ -122,16 +122,30 @@ def test_convolution_on_slices_of_channels():
     every(dataclasses.replace(problem, inputs=(x, *problem.inputs[1:]), outputs=(y,)), 1)
 
 
-def test_wider_residual():
-    problem = linear_problem((2, 5, 19), 23, HALF, residual=True)
-    wide = TensorSpec.contiguous((2, 5, 23), FLOAT)
-    problem = dataclasses.replace(problem, inputs=(*problem.inputs[:3], wide), outputs=(wide,))
-    assert all(calls(problem, config) == [OP, "kernel"] for config in CUBLAS.configs(problem, 5))
-    check(CUBLAS, problem, CUBLAS.configs(problem, 0)[0], 3e-3)
-    conv = conv_problem((2, 8, 5, 4), (12, 8, 1, 1), HALF, residual=True)
-    wide = dataclasses.replace(conv.inputs[3], dtype=FLOAT)
-    conv = dataclasses.replace(conv, inputs=(*conv.inputs[:3], wide, None), outputs=(wide,))
-    check(CUBLAS, conv, CUBLAS.configs(conv, 0)[0], 3e-3)
+def wider(problem):
+    """The same with a float32 output, and residual."""
+    y, residual = problem.outputs[0], problem.inputs[3]
+    inputs = (*problem.inputs[:3], residual and dataclasses.replace(residual, dtype=FLOAT), *problem.inputs[4:])
+    return dataclasses.replace(problem, inputs=inputs, outputs=(dataclasses.replace(y, dtype=FLOAT),))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(
+    "problem",
+    [
+        lambda **has: linear_problem((2, 5, 19), 23, HALF, **has),
+        lambda **has: linear_problem((2, 5, 19), 23, HALF, activation="silu", **has),
+        lambda **has: conv_problem((2, 8, 5, 4), (12, 8, 1, 1), HALF, activation="relu", **has),
+    ],
+)
+def test_wider_output(problem, bias, residual):
+    problem = wider(problem(bias=bias, residual=residual))
+    configs = every(problem, tolerance=3e-3)
+    assert any(config["fused"] for config in configs) == (problem.attributes["activation"] != "silu")
+    for config in configs:
+        assert calls(problem, config) == ([OP] if config["fused"] else [OP, "kernel"])
+        assert ("bias" in CUBLAS.recipe(problem, config).packed) == (bias and config["fused"])
 
 
 def test_wider_bias():

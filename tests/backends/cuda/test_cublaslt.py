@@ -64,6 +64,16 @@ def test_every_algorithm(device, dtype, activation, has, workspace):
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [HALF, BFLOAT])
+def test_float32_result_of_halves(dtype):
+    x, weight, bias, residual, _ = operands(dtype, "cuda")
+    bias, residual = bias.float(), residual.float()
+    out = torch.empty_like(residual)
+    product(x, weight, bias, residual, None, "relu", "ieee", 0, out=out)
+    assert error(out, right(x, weight, bias, residual, "relu")) < 1e-5
+
+
+@pytest.mark.cuda
 def test_result_in_the_residuals_memory():
     x, weight, bias, residual, _ = operands(HALF, "cuda")
     expected = right(x, weight, bias, residual, "relu")

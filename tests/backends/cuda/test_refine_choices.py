@@ -21,15 +21,22 @@ class Bench:
     """Times a plan as the sum of what its configurations say that they take in a plan; keeps what it was asked."""
 
     def __init__(self):
-        self.asked = []
+        self.asked, self.rounds = [], []
         self.fails = False
 
-    def __call__(self, plans, codes, constants, device, rounds, *, same_results):
+    def __call__(self, plans, codes, constants, device, rounds, *, same_results, enough):
         assert not same_results
         if self.fails:
             raise RuntimeError("out of memory")
         self.asked.append([[choice.option.config["in_plan"] for choice in plan] for plan in plans])
-        return [[sum(us) + 0.001 * number for number in range(rounds)] for us in self.asked[-1]]
+        times = [[], []]
+        for number in range(rounds):
+            for found, us in zip(times, self.asked[-1], strict=True):
+                found.append(sum(us) + 0.001 * number)
+            if enough(times):
+                break
+        self.rounds.append(len(times[0]))
+        return times
 
 
 @pytest.fixture
@@ -83,17 +90,20 @@ def test_what_was_found_is_remembered(refine, bench):
     assert len(bench.asked) == asked
 
 
-def test_what_is_slower_in_the_plan_stays_out(refine):
+def test_what_is_slower_in_the_plan_stays_out(refine, bench):
     before, after = refine([Made("one", FAST_ALONE, {"us": 5.1, "in_plan": 9.0}, {"us": 5.2, "in_plan": 10.0})])
     assert after == before
+    assert bench.rounds == [15, 4, 15, 4]  # what is slower from the beginning is soon over
 
 
 def test_whom_it_asks(refine, bench):
     many = [{"us": 5.0 + step / 10, "in_plan": 9.0} for step in range(6)]
     out = [{"us": 50.0, "in_plan": 1.0}, {"wrong": "differs", "in_plan": 1.0}]
-    refine([Made("one", *many[:4], *out), Made("other", *many[4:], {"us": 5.6, "in_plan": 9.5})])
-    # Three runners-up, and the other tactic's best; for each of the two problems.
-    assert len(bench.asked) == 2 * 4
+    last = {"us": 5.6, "in_plan": 9.5}
+    refine([Made("one", *many, *out), Made("other", last, {"us": 5.7, "in_plan": 9.5})])
+    # Five runners-up, and the other tactic's best; for each of the two problems.
+    assert len(bench.asked) == 2 * 6
+    assert sum(9.5 in trial for _, trial in bench.asked) == 2
     assert not any(1.0 in trial for _, trial in bench.asked)
 
 

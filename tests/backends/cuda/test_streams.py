@@ -56,7 +56,7 @@ def plans_of(name):
     plans = assemble_plans(traced, choices, codes, constants, (1, 4))
     for choice in choices:
         for kernel, compiled in choice.codes.items():
-            kernels[codes.add(kernel, compiled)] = kernel
+            kernels[codes.add(kernel, compiled, choice.median_us)] = kernel
     plans = decode_bundle(encode_bundle(Bundle(plans, codes.held, {}))).plans
     return before, plans, lambda plan: CpuPlan(plan, kernels, constants.held)
 

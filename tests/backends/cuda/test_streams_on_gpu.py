@@ -12,9 +12,8 @@ from tests.backends.cuda.fusion import lowered
 from torch import nn
 
 from torchkiln.backends.cuda.assemble_plan import Codes, Constants, assemble_plans
-from torchkiln.backends.cuda.driver import load_function
 from torchkiln.backends.cuda.passes.pipeline import fuse
-from torchkiln.backends.cuda.runtime import LoadedPlan
+from torchkiln.backends.cuda.runtime import LoadedPlan, load_codes
 from torchkiln.backends.cuda.specialize import specialize
 from torchkiln.backends.cuda.timing_cache import TimingCache
 from torchkiln.backends.cuda.trace import trace
@@ -63,7 +62,7 @@ def loaded(tmp_path_factory):
     codes, constants = Codes(), Constants()
     plans = assemble_plans(traced, choices, codes, constants, (1, 3))
     assert [plan.streams for plan in plans] == [1, 3]
-    functions = [load_function(c.blob, c.name, c.threads, c.shared_bytes, c.overlaps, device) for c in codes.held]
+    functions = load_codes(codes.held, device)
     held = {name: tensor.to(device) for name, tensor in constants.held.items()}
     return before, [LoadedPlan(plan, functions, held, device) for plan in plans]
 

@@ -12,7 +12,7 @@ from ...dtypes import dtype_name
 from .compile_kernel import Compiled, with_scratch
 from .costs import bytes_of, flops_of
 from .dependencies import Access, dependencies
-from .measure import overlaps
+from .measure import overlaps, prefers_shared
 from .memory_plan import Buffer, Handover, plan_memory
 from .plan import Code, KernelStep, Plan, Step, StepInfo, Tensor, TorchStep
 from .recipe import Kernel, Launch, Ref, TensorSpec, TorchCall, refs_in
@@ -28,11 +28,12 @@ class Codes:
 
     def __init__(self) -> None:
         self.held: list[Code] = []
-        self._index: dict[tuple[bytes, str, int, int, bool], int] = {}
+        self._index: dict[tuple[bytes, str, int, int, bool, bool], int] = {}
 
-    def add(self, kernel: Kernel, compiled: Compiled) -> int:
-        code = Code(compiled.code, compiled.name, compiled.threads, compiled.shared_bytes, overlaps(kernel))
-        key = (code.blob, code.name, code.threads, code.shared_bytes, code.overlaps)
+    def add(self, kernel: Kernel, compiled: Compiled, median_us: float | None = None) -> int:
+        """Its place. ``median_us``: of the operation that launches it."""
+        code = Code(compiled.code, compiled.name, compiled.threads, compiled.shared_bytes, overlaps(kernel), prefers_shared(median_us))
+        key = (code.blob, code.name, code.threads, code.shared_bytes, code.overlaps, code.all_shared)
         if key not in self._index:
             self._index[key] = len(self.held)
             self.held.append(code)
@@ -247,7 +248,7 @@ class _Assembler:
         self.accesses.append([])
         if isinstance(call, Launch):
             self._use(call.operands, operands, values, number)
-            code = self.codes.add(call.kernel, choice.codes[call.kernel])
+            code = self.codes.add(call.kernel, choice.codes[call.kernel], choice.median_us)
             run: KernelStep | TorchStep = KernelStep(code, call.grid, tuple(operands[name] for name in call.operands))
         else:
             self._use([ref.name for ref in refs_in((call.args, [v for _, v in call.kwargs]))], operands, values, number)

@@ -17,6 +17,8 @@ import torch
 from ...errors import BuildFailed, MissingPackage
 
 _MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
+_PREFERRED_SHARED_MEMORY_CARVEOUT = 9
+_NO_PREFERENCE, _ALL_SHARED = -1, 100
 _PROGRAMMATIC_STREAM_SERIALIZATION = 6
 #: A block gets more dynamic shared memory than this only when it was asked for.
 _DEFAULT_SHARED_BYTES = 48 * 1024
@@ -63,6 +65,15 @@ class Function:
         self._shared_bytes = shared_bytes
         self._overlaps = overlaps
         self._launch = _driver().cuLaunchKernelEx
+
+    def prefer_shared(self, all_shared: bool) -> None:
+        """Run with as much of a multiprocessor's memory shared, not L1 cache, as there is; False: with as much as the driver thinks best.
+
+        Another division than the kernel's in front makes the multiprocessor wait until it is empty: a microsecond or two. Kernels of a few
+        microseconds had best all have the same. Holds for the same code wherever it was loaded on the device.
+        """
+        value = _ALL_SHARED if all_shared else _NO_PREFERENCE
+        _check(_driver().cuFuncSetAttribute(self._handle, _PREFERRED_SHARED_MEMORY_CARVEOUT, value), f"the division of shared memory: {value}")
 
     def launch(self, grid: Sequence[int], pointers: Sequence[int], stream: int, *, overlap: bool = True) -> None:
         """Launch on ``stream`` (a CUDA stream handle).

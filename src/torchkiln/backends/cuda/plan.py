@@ -13,7 +13,7 @@ from ...errors import BuildFailed, CorruptEngineFile
 from .recipe import Ref, TensorSpec
 from .step_order import MAX_STREAMS
 
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 
 #: Where a tensor's memory is: a caller's input, a stored constant, the arena, an output that the caller will own, the zeroed counters, or memory that
 #: a torch operator allocated itself; a "value" is such a result between two calls of torch, in whatever layout it came.
@@ -63,13 +63,19 @@ class TorchStep:
 
 @dataclass(frozen=True)
 class Code:
-    """Machine code of a kernel; several steps may launch it."""
+    """Machine code of a kernel; several steps may launch it.
+
+    Attributes:
+        overlaps: it waits itself for the kernels before it.
+        all_shared: see ``Function.prefer_shared``.
+    """
 
     blob: bytes
     name: str
     threads: int
     shared_bytes: int
     overlaps: bool
+    all_shared: bool = True
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,12 @@ TACTIC = "refined"
 #: Optimization levels that refine, with the seconds they may take.
 LIMIT_S = {3: 15.0, 4: 30.0, 5: 60.0}
 #: How many runners-up of a problem are tried, and how much slower by themselves, as a share and in microseconds.
-RUNNERS_UP = 3
-SLOWER, SLOWER_US = 0.15, 0.3
+RUNNERS_UP = 5
+SLOWER, SLOWER_US = 0.25, 0.3
 #: A plan is faster when it is by this share in the median, and in so many of the rounds.
 LEAST_GAIN, ROUNDS, MOST_ROUNDS = 0.001, 15, 12
+#: A trial that was slower in each of the first rounds is over.
+LOST_ROUNDS = 4
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def _search(
     end = time.monotonic() + limit_s
     current, best = list(choices), dict[str, tuple[str, Config, float]]()
     trials = [(group, other) for group in groups for other in group.others]
-    first = last = float("nan")
+    times_us: list[float] = []
     for number, (group, other) in enumerate(trials):
         progress("refine", number, len(trials))
         if time.monotonic() > end:
@@ -132,14 +134,16 @@ def _search(
             continue
         codes, constants = Codes(), Constants()
         plans = [assemble_plan(traced, these, codes, constants) for these in (current, trial)]
-        now, then = time_plans(plans, codes.held, constants.held, device, ROUNDS, same_results=False)
-        if number == 0:
-            first = last = statistics.median(now)
+        now, then = time_plans(plans, codes.held, constants.held, device, ROUNDS, same_results=False, enough=_is_lost)
+        was, is_now = statistics.median(now), statistics.median(then)
+        times_us = times_us or [was]
         if is_faster(then, now):
-            label, was, last = traced.operations[group.places[0]].label, statistics.median(now), statistics.median(then)
-            log(REJECTS, "refine %s: %s %s: the plan takes %.1f us instead of %.1f", label, other[0], other[1], last, was)
+            label = traced.operations[group.places[0]].label
+            log(REJECTS, "refine %s: %s %s: the plan takes %.1f us instead of %.1f", label, other[0], other[1], is_now, was)
+            times_us.append(is_now)
             current, best[group.key] = trial, other
     progress("refine", len(trials), len(trials))
+    first, last = (times_us[0], times_us[-1]) if times_us else (0.0, 0.0)
     log(STEPS, "cuda: %d of %d choices are others in the plan: %.1f us instead of %.1f", len(best), len(groups), last, first)
     return best, (first, last)
 
@@ -149,6 +153,12 @@ def is_faster(then: Sequence[float], now: Sequence[float]) -> bool:
     differences = [b - a for a, b in zip(now, then, strict=True)]
     is_less = statistics.median(differences) < -LEAST_GAIN * statistics.median(now)
     return is_less and sum(difference < 0 for difference in differences) >= MOST_ROUNDS / ROUNDS * len(differences)
+
+
+def _is_lost(times: Sequence[Sequence[float]]) -> bool:
+    """Whether the second plan was slower than the first in every round, of which there are enough."""
+    now, then = times
+    return len(now) >= LOST_ROUNDS and all(b > a for a, b in zip(now, then, strict=True))
 
 
 def _put(choices: list[Choice], group: _Group, operations: Sequence[Operation], other: tuple[str, Config, float], pool: WorkerPool) -> bool:

@@ -14,7 +14,7 @@ from ...errors import CorruptEngineFile, TargetMismatch
 from ...fp32_math import read_fp32_math, restore_fp32_math, set_fp32_math
 from .check_plan import check_plan
 from .driver import Function, load_function
-from .plan import Bundle, KernelStep, Plan, Step, Tensor, decode_bundle
+from .plan import Bundle, Code, KernelStep, Plan, Step, Tensor, decode_bundle
 from .recipe import ALIGNMENT_BYTES, TensorSpec, refs_in
 from .run_recipe import as_sequence, call_op, resolve
 from .side_streams import side_streams
@@ -38,9 +38,18 @@ def load(artifact: Artifact, device: torch.device, num_threads: int | None) -> P
         check_plan(plan, len(bundle.codes))
     check_target(bundle.target, device)
     index = torch.device("cuda", device.index if device.index is not None else torch.cuda.current_device())
-    functions = [load_function(c.blob, c.name, c.threads, c.shared_bytes, c.overlaps, index) for c in bundle.codes]
+    functions = load_codes(bundle.codes, index)
     constants = {name: tensor.to(index) for name, tensor in artifact.tensors.items()}
     return PlanRunner(bundle, functions, constants, index)
+
+
+def load_codes(codes: Sequence[Code], device: torch.device) -> list[Function]:
+    """Machine code on ``device``, ready to be launched. Raises BuildFailed with the driver's message."""
+    functions = []
+    for code in codes:
+        functions.append(load_function(code.blob, code.name, code.threads, code.shared_bytes, code.overlaps, device))
+        functions[-1].prefer_shared(code.all_shared)
+    return functions
 
 
 def describe_target(device: torch.device) -> dict[str, Any]:

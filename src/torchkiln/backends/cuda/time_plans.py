@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from ...engine.graph_capture import CAPTURING, record
 from ...errors import BuildFailed
-from .driver import load_function
 from .plan import Code, Plan
 from .recipe import TensorSpec
-from .runtime import LoadedPlan
+from .runtime import LoadedPlan, load_codes
 
 #: A plan is replayed for this long between two readings of the clock.
 ROUND_US = 2000.0
@@ -25,13 +24,15 @@ def time_plans(
     rounds: int,
     *,
     same_results: bool,
+    enough: Callable[[list[list[float]]], bool] = lambda times: False,
 ) -> list[list[float]]:
-    """Microseconds of each plan in each of ``rounds`` rounds, on random inputs. In a round all plans have their turn.
+    """Microseconds of each plan in each of ``rounds`` rounds, on random inputs. In a round all plans have their turn. ``enough``: whether what there
+    is after a round suffices.
 
     Raises CaptureFailed, what loading raises, and with ``same_results`` BuildFailed when the plans' results are not the same, bit for bit.
     """
     device = torch.device("cuda", device.index if device.index is not None else torch.cuda.current_device())
-    functions = [load_function(code.blob, code.name, code.threads, code.shared_bytes, code.overlaps, device) for code in codes]
+    functions = load_codes(codes, device)
     held = {name: tensor.to(device) for name, tensor in constants.items()}
     generator = torch.Generator(device).manual_seed(0)
     inputs = [_random(spec, generator) for spec in plans[0].inputs]
@@ -47,6 +48,8 @@ def time_plans(
         for _ in range(rounds):
             for place, (_, graph, _) in enumerate(graphs):
                 times[place].append(_replay_us(graph, replays[place]))
+            if enough(times):
+                break
         if same_results:
             _check_results(plans, graphs)
     return times

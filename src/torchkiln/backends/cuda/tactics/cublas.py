@@ -19,6 +19,11 @@ def pack_rows(weight: torch.Tensor) -> torch.Tensor:
     return weight.reshape(weight.shape[0], weight.shape[1]).contiguous()
 
 
+def pack_float(bias: torch.Tensor) -> torch.Tensor:
+    """In float32."""
+    return bias.float()
+
+
 class Cublas:
     """cuBLASLt with its fused bias, residual, relu and tanh-gelu, or else a product followed by one launch of torchkiln's epilogue."""
 
@@ -89,7 +94,10 @@ class Cublas:
         if config["fused"]:
             residual_ref = None if residual is None else Ref("x3", *flat_rows(residual, problem.op))
             activation = problem.attributes["activation"]
-            call = product(y_ref, None if bias is None else Ref("x2"), residual_ref, "gelu_tanh" if activation == "gelu" else activation)
+            bias_ref = None if bias is None else Ref("x2")
+            if bias is not None and bias.dtype != y.dtype:
+                packed["bias"], bias_ref = Packed(pack_float, ("x2",)), Ref("packed.bias")
+            call = product(y_ref, bias_ref, residual_ref, "gelu_tanh" if activation == "gelu" else activation)
             return Recipe((call,), scratch, packed, in_place=residual_in_place(problem))
         if y.dtype == x.dtype:
             return Recipe((product(y_ref), epilogue_launch(problem, config, "y0", y)), scratch, packed)
@@ -114,7 +122,14 @@ def _is_fused(problem: Problem) -> bool:
     """
     x, _, bias, residual = problem.inputs[:4]
     assert x is not None
-    if any(spec is not None and spec.dtype != x.dtype for spec in (bias, residual, problem.outputs[0])):
+    y = problem.outputs[0]
+    # The result may be float32, and is added to in that type.
+    is_widened = y.dtype == torch.float32 and (bias is None or problem.constants[2])
+    if y.dtype != x.dtype and not is_widened:
+        return False
+    if residual is not None and residual.dtype != y.dtype:
+        return False
+    if bias is not None and bias.dtype != x.dtype:
         return False
     return problem.attributes["activation"] in (*ACTIVATIONS, *(("gelu",) if x.dtype != torch.float32 else ()))
 
