@@ -137,6 +137,10 @@ def conv_gemm(
     if PREFETCH:
         prefetch(w_ptr + (group * CO + tl.minimum(columns, CO - 1)) * WK, first * BK, per_split * BK, WK)
     wait(PDL)
+    # Asked for before the products, it is there when they are done; a large tile needs the registers.
+    early_bias: tl.constexpr = HAS_BIAS and BM * BN <= 8192
+    if early_bias:
+        bias = tl.load(bias_ptr + group * CO + columns, mask=column_ok, other=0.0)
     if HAS_RESIDUAL and EARLY:
         residual = tl.load(residual_ptr + r_row[:, None] + (out_column * RC)[None, :], mask=out_ok, other=0.0)
 
@@ -205,7 +209,9 @@ def conv_gemm(
             acc = _sum_of_parts(partial_ptr + tile * (SPLIT * BM * BN) + within, SPLIT, BM * BN)
     if is_last:
         if HAS_BIAS:
-            acc += tl.load(bias_ptr + group * CO + columns, mask=column_ok, other=0.0).to(tl.float32)[None, :]
+            if not early_bias:
+                bias = tl.load(bias_ptr + group * CO + columns, mask=column_ok, other=0.0)
+            acc += bias.to(tl.float32)[None, :]
         if HAS_RESIDUAL:
             if not EARLY:
                 residual = tl.load(residual_ptr + r_row[:, None] + (out_column * RC)[None, :], mask=out_ok, other=0.0)

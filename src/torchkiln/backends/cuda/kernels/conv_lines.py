@@ -179,6 +179,10 @@ def conv_lines(
     if PREFETCH:
         prefetch(w_ptr + tl.minimum(columns, CO - 1) * (KW * WK), 0, KW * WK, KW * WK)
     wait(PDL)
+    # Asked for before the products, it is there when they are done; a large tile needs the registers.
+    early_bias: tl.constexpr = HAS_BIAS and BM * BN <= 4096
+    if early_bias:
+        bias = tl.load(bias_ptr + columns, mask=column_ok, other=0.0)
 
     # The grid has no second dimension: this is 0, but a short loop of known length would be unrolled whole and take more registers.
     first = tl.program_id(1)
@@ -262,7 +266,9 @@ def conv_lines(
             parts = added + (own[FOLD - 1] + tl.gather(parts[0], following, 0),)  # noqa: RUF005
         acc = fold(parts, BM, BN, FOLD)
         if HAS_BIAS:
-            acc += tl.load(bias_ptr + columns, mask=column_ok, other=0.0).to(tl.float32)[None, :]
+            if not early_bias:
+                bias = tl.load(bias_ptr + columns, mask=column_ok, other=0.0)
+            acc += bias.to(tl.float32)[None, :]
         if OH % BAND == 0:
             line = band * BAND + of_band
             line_ok = row_ok
