@@ -18,6 +18,7 @@ FILES = (
     "tactics.conv_lines",
     "tactics.conv_rows",
     "tactics.conv_windows",
+    "tactics.conv_strips",
     "tactics.conv_moments",
     "tactics.cudnn",
     "tactics.cublas",
