@@ -59,9 +59,6 @@ def _attend(
     """
     columns = start + tl.arange(0, BLOCK_N)
     key = _tile(k, columns, tl.arange(0, BLOCK_D), T, D, K_T, K_D, EVEN)
-    if FIRST:
-        # Outside of a loop nothing is loaded ahead: asked for here, it arrives while the scores are computed.
-        value = _tile(v, columns, tl.arange(0, BLOCK_E), T, E, V_T, V_E, EVEN)
     scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
     # Without addends the scale is left to the subtraction below, where it makes a fused multiply-add.
     FACTOR: tl.constexpr = 1.0 if HAS_BIAS or HAS_MASK or SCALE <= 0 else SCALE
@@ -80,8 +77,7 @@ def _attend(
     # A row of which all is hidden so far: its exponentials must be 0 and not NaN, keys may come.
     base = tl.where(new_peak == float("-inf"), 0.0, new_peak)
     weights = tl.exp2(scores * FACTOR - base[:, None])
-    if not FIRST:
-        value = _tile(v, columns, tl.arange(0, BLOCK_E), T, E, V_T, V_E, EVEN)
+    value = _tile(v, columns, tl.arange(0, BLOCK_E), T, E, V_T, V_E, EVEN)
     if FIRST:
         total = tl.sum(weights, 1)
         accumulator = tl.dot(weights.to(value.dtype), value, input_precision=PRECISION)
