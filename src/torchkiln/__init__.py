@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from . import errors
 
 if TYPE_CHECKING:
+    from . import ptq
     from .compiler import compile
     from .engine.engine import Engine, load, save
     from .engine.merge import merge
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["CompileSettings", "Engine", "Input", "Report", "__version__", "compile", "dtype", "errors", "load", "merge", "refit", "save"]
+__all__ = ["CompileSettings", "Engine", "Input", "Report", "__version__", "compile", "dtype", "errors", "load", "merge", "ptq", "refit", "save"]
 
 #: Imported on first use, so that ``import torchkiln`` costs little (``torchkiln --help`` needs no torch) and loading an engine imports no compiler.
 _LAZY = {
@@ -41,17 +42,21 @@ _LAZY = {
     "CompileSettings": "settings",
     "dtype": "precision_aliases",
 }
+#: Modules that are attributes: ``torchkiln.ptq.DataLoaderCalibrator``.
+_LAZY_MODULES = ("ptq",)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'torchkiln' has no attribute {name!r}")
     from importlib import import_module
 
+    if name in _LAZY_MODULES:
+        return import_module(f".{name}", __name__)
+    if name not in _LAZY:
+        raise AttributeError(f"module 'torchkiln' has no attribute {name!r}")
     value = getattr(import_module(f".{_LAZY[name]}", __name__), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, *_LAZY_MODULES})

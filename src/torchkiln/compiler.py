@@ -10,28 +10,33 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves
 
 from .backends.contract import Candidate
 from .capture.arguments import Arguments, read_arguments
 from .capture.capture import Model, capture
 from .capture.exported_program import default_arguments
 from .capture.model_device import devices_of, digest_of, move_model, precision_of
-from .dtypes import precision_name
 from .engine.contents import EngineContents
 from .engine.engine import Engine
 from .engine.report import Report, SegmentReport
 from .engine.versions import library_versions
 from .errors import UnknownOption, UserError
+from .inputs import Input
 from .log import REJECTS, log_level, set_log_level
 from .lower.convert_output_dtype import convert_output_dtype
 from .lower.pipeline import lower
 from .program import Program
 from .progress import progress
+from .quantize.batches import resize_batch
+from .quantize.calibration import Calibration
+from .quantize.calibrator import Calibrator
+from .quantize.quantize_program import QuantizedProgram, quantize_program, read_quantized_model
 from .race.attempt import Builder, reject_reports
 from .race.race import Race, find_candidates
 from .settings import CompileSettings, op_name
 from .target import TargetGroup, group_targets
-from .verify.reference import Reference
+from .verify.reference import Reference, flat_tensors, full_float32
 from .verify.verify import CheckPoint, make_check_points
 
 
@@ -104,21 +109,81 @@ def _compile_for(
         if settings.output_dtype is not None:
             convert_output_dtype(program, settings.output_dtype)
     _note_ignored(program, settings, report)
-    candidates = find_candidates(group.targets, settings, report)
+    quantized = _quantize(program, group, settings, report)
+    candidates = find_candidates(group.targets, settings, report, quantized)
     if settings.dryrun:
-        return _dry_run(program, candidates, settings, device, report)
+        return _dry_run(program, quantized, candidates, settings, device, report)
     with _phase(report, "reference"):
-        if settings.verify is False:
-            points = [CheckPoint("opt", arguments, [])]
-        else:
-            points = make_check_points(Reference(model, settings.verify_dtype), arguments, settings.seed)
+        is_drawn = any(isinstance(leaf, Input) for leaf in tree_leaves((inputs, kwarg_inputs)))
+        points, quantized_points = _check_points(model, arguments, quantized, settings, is_drawn)
     with _phase(report, "build"):
-        best = Race(program, settings, device, report, points, precision).run(candidates)
+        best = Race(program, settings, device, report, points, precision, quantized, quantized_points).run(candidates)
     if not best.parity.verified:
         report.notes.append("not verified: verify=False")
     report.notes += [f"{name}: not read by {report.backend}, the backend that was kept" for name in settings.unread_by(report.backend)]
     best.contents.model_sha256 = digest_of(model)
     return best.contents
+
+
+def calibrate(model: Model, inputs: Any, calibrator: Calibrator, *, kwarg_inputs: Mapping[str, Any] | None = None) -> Calibration:
+    """Calibrate ``model`` without building anything; a calibrator with a cache file writes it. ``inputs`` as in ``compile``.
+
+    Raises UserError, ExportFailed: the model or the data cannot be taken.
+    """
+    device = _device_of(model, CompileSettings())
+    program = capture(model, _arguments(model, inputs, kwarg_inputs, device, CompileSettings()))
+    lower(program)
+    return calibrator.calibrate(program)
+
+
+def _quantize(program: Program, group: TargetGroup, settings: CompileSettings, report: Report) -> QuantizedProgram | None:
+    """The program in int8, where that is asked for or the model is quantized itself. Raises UserError when nothing says the ranges."""
+    if settings.calibrator is not None:
+        with _phase(report, "calibrate"):
+            return quantize_program(program, settings.calibrator, unsigned=all(target.device_type == "cpu" for target in group.targets))
+    own = read_quantized_model(program)
+    if own is None and torch.int8 in settings.enabled_precisions:
+        raise UserError(
+            "enabled_precisions: int8 needs the range of each layer's input: give calibrator=torchkiln.ptq.DataLoaderCalibrator(batches) (on the "
+            "command line --calibration-cache, a file that 'torchkiln calibrate' writes), or a model that has quantize/dequantize pairs"
+        )
+    return own
+
+
+def _check_points(
+    model: Model, arguments: Arguments, quantized: QuantizedProgram | None, settings: CompileSettings, is_drawn: bool
+) -> tuple[list[CheckPoint], list[CheckPoint]]:
+    """The calls that engines are checked with, and those for int8 ones: the same shapes, with calibration data where there is some that fits.
+
+    int8 clips what calibration has not seen, so random inputs (``is_drawn``) say nothing about its distance from the float model: with them an int8
+    engine is compared with the quantized graph in PyTorch.
+    """
+    if settings.verify is False:
+        points = [CheckPoint("opt", arguments, [])]
+        return points, points
+    reference = Reference(model, settings.verify_dtype)
+    points = make_check_points(reference, arguments, settings.seed)
+    if quantized is None or quantized.is_own or (quantized.sample is None and not is_drawn):
+        return points, points
+    if quantized.sample is None:
+        quantized.checks_itself = True
+        quantized.notes.append(
+            "int8: a cache has no data: the engine was compared with the calibrated graph in PyTorch, not with the float model. "
+            "Pass a batch as inputs for that"
+        )
+        run = quantized.program.graph_module
+        with torch.inference_mode(), full_float32():
+            answers = [flat_tensors(run(*point.arguments.tensors)) for point in points]
+        return points, [CheckPoint(p.name, p.arguments, a) for p, a in zip(points, answers, strict=True)]
+    found = []
+    for point in points:
+        tensors = resize_batch(quantized.sample, [t.shape for t in point.arguments.tensors])
+        if tensors is None:
+            found.append(point)
+        else:
+            call = arguments.with_tensors(tensors)
+            found.append(CheckPoint(f"{point.name} (calibration data)", call, reference.outputs(call)))
+    return points, found
 
 
 def _note_ignored(program: Program, settings: CompileSettings, report: Report) -> None:
@@ -130,14 +195,19 @@ def _note_ignored(program: Program, settings: CompileSettings, report: Report) -
         report.notes.append(f"torch_executed_ops: {op} is not in the lowered graph" + (f"; did you mean {close[0]}?" if close else ""))
 
 
-def _dry_run(program: Program, candidates: list[Candidate], settings: CompileSettings, device: torch.device, report: Report) -> Report:
+def _dry_run(
+    program: Program, quantized: QuantizedProgram | None, candidates: list[Candidate], settings: CompileSettings, device: torch.device, report: Report
+) -> Report:
     """What would be built: the plan of the first candidate that takes most, and every reject."""
-    builder = Builder(program, settings, device, report)
-    plans = [(c, builder.plan(c)[0]) for c in candidates]
+    builders = {False: Builder(program, settings, device, report)}
+    if quantized is not None:
+        builders[True] = Builder(quantized.program, settings, device, report)
+    plans = [(c, builders[c.quantized].plan(c)[0]) for c in candidates]
     candidate, plan = max(plans, key=lambda pair: sum(p.op_count for p in pair[1].backend_parts))
-    report.backend, report.precision = candidate.backend, precision_name(candidate.precision)
+    report.backend, report.precision = candidate.backend, candidate.precision_text
+    report.notes += quantized.notes if quantized is not None and candidate.quantized else []
     report.segments = [
-        SegmentReport(f"segment_{i}", p.backend, precision_name(candidate.precision if p.backend != "torch" else torch.float32), p.op_count)
+        SegmentReport(f"segment_{i}", p.backend, candidate.precision_text if p.backend != "torch" else "fp32", p.op_count)
         for i, p in enumerate(plan.parts)
     ]
     report.rejects += reject_reports(plan.rejects, candidate.backend)

@@ -64,6 +64,10 @@ class ParityFailed(TorchkilnError):
     """The engine's outputs differ from the source model by more than the tolerance for its precision."""
 
 
+class CalibrationCacheError(UserError):
+    """A calibration cache is missing, damaged, or another model's."""
+
+
 class ModelSourceError(UserError):
     """A MODEL argument (``torchvision:resnet34``, ``file.py:factory``, a path) does not name a loadable model."""
 

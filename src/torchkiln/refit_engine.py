@@ -98,6 +98,10 @@ def _check_refittable(contents: EngineContents) -> None:
     ]
     if fixed:
         raise UserError(f"refit: engine {contents.report.model}: {', '.join(fixed)} cannot take new weights. {_HOW}")
+    if any(s.precision.startswith("int8") for s in contents.segments):
+        raise UserError(
+            f"refit: engine {contents.report.model}: its scales belong to the weights it was built with: build it again with the new ones"
+        )
 
 
 def _settings(contents: EngineContents) -> CompileSettings:

@@ -7,7 +7,7 @@ docs/options.md.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import Field, asdict, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -16,12 +16,15 @@ from .dtypes import PRECISIONS, dtype_name, parse_dtype, precision_name
 from .errors import UnknownOption, UnsupportedOption, UserError
 from .target import CURRENT, parse_names
 
+#: What may be enabled, by its short name. int8 is no compute precision of its own: what is no convolution or linear layer computes in another.
+_ENABLED = {**PRECISIONS, "int8": torch.int8}
+
 BACKEND_NAMES = ("auto", "openvino", "onnxruntime", "cuda", "inductor", "tensorrt", "torch")
 
 
-def option(default: Any, doc: str, backends: tuple[str, ...] = ()) -> Any:
-    """``backends``: those that read the option; () when it matters whatever the backend."""
-    return field(default=default, metadata={"doc": doc, "backends": backends})
+def option(default: Any, doc: str, backends: tuple[str, ...] = (), *, is_kept: bool = True) -> Any:
+    """``backends``: those that read the option; () when it matters whatever the backend. ``is_kept``: whether reports and files hold its value."""
+    return field(default=default, metadata={"doc": doc, "backends": backends, "is_kept": is_kept})
 
 
 _TENSORRT = ("tensorrt",)
@@ -34,8 +37,14 @@ class CompileSettings:
 
     enabled_precisions: frozenset[torch.dtype] = option(
         frozenset({torch.float32}),
-        "The precisions the engine may compute in: any of torch.float32, torch.bfloat16, torch.float16. float32 is always "
-        "allowed as a fallback, since it is wider; the report says where it was used.",
+        "The precisions the engine may compute in: any of torch.float32, torch.bfloat16, torch.float16, and torch.int8 for convolutions and linear "
+        "layers, which needs a calibrator. float32 is always allowed as a fallback, since it is wider; the report says where it was used.",
+    )
+    calibrator: Any = option(
+        None,
+        "Where the ranges of int8 come from: torchkiln.ptq.DataLoaderCalibrator(batches) or CacheCalibrator(file); on the command line a calibration "
+        "cache, as 'torchkiln calibrate' writes it. Not needed for a model with quantize/dequantize pairs of its own.",
+        is_kept=False,
     )
     backend: str = option(
         "auto",
@@ -58,7 +67,7 @@ class CompileSettings:
     verify: bool | float | None = option(
         True,
         "True: compare with the source model in float32 within the tolerance of the engine's precision (relative L2 error: "
-        "1e-4 fp32, 1e-2 fp16, 8e-2 bf16; on a GPU 1e-2 for fp32 where torch allows TF32). A number: that tolerance. "
+        "1e-4 fp32, 1e-2 fp16, 8e-2 bf16, 0.25 int8; on a GPU 1e-2 for fp32 where torch allows TF32). A number: that tolerance. "
         "False or None: no check, and the file says so.",
     )
     verify_dtype: torch.dtype = option(torch.float32, "The precision of the reference run: torch.float32 or torch.float64.")
@@ -89,6 +98,11 @@ class CompileSettings:
     def __post_init__(self) -> None:
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
         put("enabled_precisions", _precisions(self.enabled_precisions))
+        if self.calibrator is not None:
+            if not callable(getattr(self.calibrator, "calibrate", None)):
+                raise UserError(f"calibrator: expected a torchkiln.ptq.DataLoaderCalibrator or CacheCalibrator, got {self.calibrator!r}")
+            if torch.int8 not in self.enabled_precisions:
+                raise UserError("calibrator: it is for int8: add torch.int8 to enabled_precisions, or leave it out")
         ops = self.torch_executed_ops
         one = isinstance(ops, str) or not isinstance(ops, Iterable)
         put("torch_executed_ops", frozenset(op_name(op) for op in ([ops] if one else ops)))
@@ -164,7 +178,7 @@ class CompileSettings:
 
     @property
     def precision_names(self) -> list[str]:
-        return [name for name, dtype in PRECISIONS.items() if dtype in self.enabled_precisions]
+        return [name for name, dtype in _ENABLED.items() if dtype in self.enabled_precisions]
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> CompileSettings:
@@ -176,7 +190,7 @@ class CompileSettings:
 
     def as_json(self) -> dict[str, Any]:
         """The settings as JSON values, for reports and engine files."""
-        return {name: _json(value) for name, value in asdict(self).items()}
+        return {f.name: _json(getattr(self, f.name)) for f in fields(self) if f.metadata["is_kept"]}
 
 
 #: Options of Torch-TensorRT and TRTorch that mean something we do not do (yet): each says what to do instead.
@@ -206,7 +220,6 @@ FOREIGN_OPTIONS: dict[str, str] = {
     "use_fast_partitioner": "there is one partitioner",
     "tiling_optimization_level": "say optimization_level",
     "offload_module_to_cpu": "move the model to the CPU and name the GPU: target='sm_89'",
-    "calibrator": "calibration is not available in this version; quantize/dequantize pairs in the model are kept",
     "use_python_runtime": "there is one runtime",
 }
 
@@ -226,13 +239,12 @@ def _precisions(value: Any) -> frozenset[torch.dtype]:
     if not isinstance(value, (torch.dtype, str, Iterable)):
         raise UserError(f"enabled_precisions: expected a set of torch dtypes, got {value!r}")
     items = {value} if isinstance(value, (torch.dtype, str)) else set(value)
-    precisions: frozenset[Any] = frozenset(PRECISIONS.get(v, v) if isinstance(v, str) else v for v in items)
+    precisions: frozenset[Any] = frozenset(_ENABLED.get(v, v) if isinstance(v, str) else v for v in items)
     if not precisions:
         raise UserError("enabled_precisions: expected at least one precision, got none")
     for p in precisions:
-        if p not in PRECISIONS.values():
-            hint = " int8 needs calibration, which is not available in this version." if p == torch.int8 else ""
-            raise UserError(f"enabled_precisions: expected a set of torch.float32, torch.bfloat16, torch.float16, got {p}.{hint}")
+        if p not in _ENABLED.values():
+            raise UserError(f"enabled_precisions: expected a set of torch.float32, torch.bfloat16, torch.float16, torch.int8, got {p}")
     return precisions
 
 

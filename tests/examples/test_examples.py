@@ -93,3 +93,19 @@ def test_every_example_is_tested() -> None:
     assert names == {"quickstart", "dynamic_shapes", "mixed_fallback", "torch_compile_backend", "other_gpus", "demo"}
     assert all(f"test_{name}" in globals() for name in names)
     assert all(len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 60 for name in names - {"demo"})
+
+
+def test_quantize_digits(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    pytest.importorskip("torchao")
+    threads = torch.get_num_threads()
+    try:
+        output = run_example("quantize_digits.py", "--backend", "openvino", capsys=capsys, monkeypatch=monkeypatch)
+    finally:
+        torch.set_num_threads(threads)
+    (expected,) = re.findall(r"float model: (\S+) %", output)
+    found = [float(text) for text in re.findall(r"int8, .*: (\S+) %", output)]
+    assert len(found) == 6
+    assert float(expected) > 94
+    assert min(found) >= float(expected) - 1.0
+    assert "openvino int8+fp32" in output

@@ -41,13 +41,22 @@ class Reject:
 class Candidate:
     """One way to build: a backend at a compute precision, with the backend's own options (settings the user chose are elsewhere).
 
-    ``targets`` is what it is built for: one target, or several GPUs that are not in this machine and that one build serves.
+    ``targets`` is what it is built for: one target, or several GPUs that are not in this machine and that one build serves. ``quantized``: it is
+    built of the graph with quantize/dequantize pairs, whose layers are int8; ``precision`` is that of all else.
     """
 
     backend: str
     precision: torch.dtype
     options: dict[str, Any] = field(default_factory=dict)
     targets: tuple[Target, ...] = ()
+    quantized: bool = False
+
+    @property
+    def precision_text(self) -> str:
+        """What it computes in, for reports: "fp16", "int8+fp16"."""
+        from ..dtypes import precision_name
+
+        return f"int8+{precision_name(self.precision)}" if self.quantized else precision_name(self.precision)
 
     @property
     def is_here(self) -> bool:
@@ -55,16 +64,16 @@ class Candidate:
         return all(target.is_here for target in self.targets)
 
     def __str__(self) -> str:
-        from ..dtypes import precision_name
-
         extra = "".join(f", {k}={v}" for k, v in self.options.items())
-        return f"{self.backend} {precision_name(self.precision)}{extra}"
+        return f"{self.backend} {self.precision_text}{extra}"
 
 
 class Backend(Protocol):
     """What the compiler asks of a backend."""
 
     name: str
+    no_int8: str
+    """Why it does not run quantize/dequantize pairs as int8 ("" when it does, or gives the same numbers)."""
 
     def availability(self, target: Target) -> Reject | None:
         """None when this backend can build for ``target`` on this machine; else why not and what to install. Must be cheap

@@ -29,10 +29,21 @@ class LazyBackend:
         package: the package that holds its files.
         availability, candidates: the files that hold those two functions.
         examine: the file that holds that function, for a backend that refuses nodes only when it sees their segment.
+        no_int8: why it does not run quantized graphs; "" when it does.
     """
 
-    def __init__(self, name: str, package: str, *, availability: str, candidates: str, examine: str = "") -> None:
+    def __init__(
+        self,
+        name: str,
+        package: str,
+        *,
+        availability: str,
+        candidates: str,
+        examine: str = "",
+        no_int8: str = "this version of torchkiln has no int8 for it",
+    ) -> None:
         self.name = name
+        self.no_int8 = no_int8
         self._package = package
         self._files = {"availability": availability, "candidates": candidates, "supports": "support", "build": "build", "load": "runtime"}
         if examine:

@@ -19,6 +19,8 @@ from ..program import Program
 from .arguments import Arguments
 from .dynamic_dims import dynamic_shapes, trace_shape
 from .exported_program import check_exported_program
+from .fake_quantize_shapes import register_fake_quantize_shapes
+from .frozen_observers import replace_frozen_observers
 from .script_module import export_script_module
 from .unlift import unlift
 
@@ -35,7 +37,10 @@ def capture(model: Model, arguments: Arguments) -> Program:
     _check_model(model)
     arguments = arguments.at_shapes([trace_shape(spec) for spec in arguments.inputs], seed=0)
     notes: list[str] = []
+    register_fake_quantize_shapes()
     exported, traced = _export(model, arguments, notes)
+    if not isinstance(model, ExportedProgram):
+        replace_frozen_observers(exported)
     from ..lower.decompose import decomposition_table
 
     with warnings.catch_warnings():
@@ -210,7 +215,7 @@ def _check_model(model: Any) -> None:
     if not isinstance(model, torch.nn.Module):
         what = "a ScriptFunction; compile the module it belongs to" if isinstance(model, torch.jit.ScriptFunction) else type(model).__name__
         raise UserError(f"model: expected an nn.Module, a traced or scripted ScriptModule, or an ExportedProgram, got {what}")
-    if model.training:
+    if model.training and not _is_operators_only(model):
         raise UserError(
             f"model: {type(model).__name__} is in training mode, where dropout and batch norm behave differently: call model.eval() first"
         )
@@ -219,3 +224,8 @@ def _check_model(model: Any) -> None:
 def _short(error: BaseException) -> str:
     text = str(error).strip() or repr(error)
     return "\n".join(text.splitlines()[:12])
+
+
+def _is_operators_only(model: torch.nn.Module) -> bool:
+    """Whether this is a graph of operators, as torch.export and torchao give: the mode is in its operators, and its flag says nothing."""
+    return isinstance(model, torch.fx.GraphModule) and all(n.op != "call_module" or n.target == "_guards_fn" for n in model.graph.nodes)

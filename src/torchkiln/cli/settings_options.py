@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 #: Settings whose option has another name than the setting.
 RENAMED = {
     "enabled_precisions": "--precision",
+    "calibrator": "--calibration-cache",
     "num_threads": "--threads",
     "verify": "--verify/--no-verify",
     "workspace_size": "--workspace",
@@ -23,10 +24,11 @@ RENAMED = {
     "profiles": "--profile",
 }
 #: Settings that are written in another way on the command line, and how.
-_METAVARS = {"workspace_size": "MIB", "profiles": "NAME=MIN:OPT:MAX[,NAME=...]"}
+_METAVARS = {"calibrator": "FILE", "workspace_size": "MIB", "profiles": "NAME=MIN:OPT:MAX[,NAME=...]"}
 
 #: How a declaration's type is written on the command line.
 _TYPES: dict[str, Any] = {
+    "Any": str,
     "bool": bool,
     "int": int,
     "int | None": int,
@@ -59,6 +61,7 @@ def read_settings(values: dict[str, Any]) -> CompileSettings:
     """The settings that parsed options describe. Raises typer.BadParameter for a value that is not legal."""
     from ..dtypes import parse_dtype
     from ..errors import UserError
+    from ..quantize.calibrator import CacheCalibrator
     from ..settings import CompileSettings, declared_options
     from .shapes import parse_profile
 
@@ -70,6 +73,8 @@ def read_settings(values: dict[str, Any]) -> CompileSettings:
                 continue
             if declared.name == "enabled_precisions":
                 value = comma_list([value])
+            elif declared.name == "calibrator":
+                value = CacheCalibrator(value)
             elif declared.name == "workspace_size":
                 value = value * 2**20
             elif declared.name == "profiles":

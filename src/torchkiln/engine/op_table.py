@@ -18,6 +18,8 @@ import torch._higher_order_ops
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 
 from ..errors import CorruptEngineFile, TargetMismatch, UserError
+from ..quantized_ops import NAMESPACE as QUANTIZED
+from ..quantized_ops import register_quantized_ops
 
 #: Namespaces of torch and its libraries that reach outside the graph: files, printing, other processes, streams, raw memory.
 REFUSED_NAMESPACES = frozenset(
@@ -180,6 +182,8 @@ def find_target(name: str) -> Callable[..., Any]:
 
 def _find_overload(namespace: str, operator_name: str, overload_name: str) -> OpOverload:
     name = f"{namespace}.{operator_name}.{overload_name}"
+    if namespace == QUANTIZED:
+        register_quantized_ops()  # torch's own, but registered by an import of its own
     # torch.ops and its namespaces have methods of their own beside the operators: only these classes are operators.
     packet = getattr(getattr(torch.ops, namespace), operator_name, None) if not hasattr(type(torch.ops), namespace) else None
     if not isinstance(packet, OpOverloadPacket):

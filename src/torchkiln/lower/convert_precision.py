@@ -24,6 +24,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_map
 
+from ..quantized_ops import is_dequantize
 from .graph_edit import constant_of, insert_call, insert_constant
 from .low_range import clamp_tensor, exceeds_range, has_number_out_of_range, insert_clamp
 from .mask_inputs import is_mask_input
@@ -123,7 +124,8 @@ class _Conversion:
             node.args, node.kwargs = map_arg((node.args, node.kwargs), self._wide)
         if out_of_range or (rule is Rule.FOLLOW and any(n in self.is_large for n in inputs)):
             self.is_large.add(node)
-        self.leans[node] = _lean_of_wide(node, leans, out_of_range)
+        # Integers between a quantize and its dequantize lean as what was quantized, and so do the values that come back.
+        self.leans[node] = self.leans[node.args[0]] if is_dequantize(node) else _lean_of_wide(node, leans, out_of_range)  # type: ignore[index]
 
     def _compute_low(self, node: Node, inputs: list[Node]) -> None:
         node.args, node.kwargs = map_arg((node.args, node.kwargs), lambda n: self._low(n) if n in inputs else n)

@@ -8,6 +8,7 @@ Each operator below was given whole to OpenVINO's PyTorch frontend, to the ONNX 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -56,22 +57,29 @@ KEPT_WHOLE: dict[str, str] = {
     "aten.adaptive_avg_pool2d.default": "the form that frontends know; split: a private operator or a loop of slices",
 }
 
+#: Operators that a pass of the lowering replaces: split, it would not find them.
+KEPT_FOR_PASSES: dict[str, str] = {
+    "aten.fake_quantize_per_tensor_affine.default": "convert_fake_quantize",
+    "aten.fake_quantize_per_tensor_affine.tensor_qparams": "convert_fake_quantize",
+    "aten.fake_quantize_per_channel_affine.default": "convert_fake_quantize",
+}
+
 
 def decomposition_table() -> CustomDecompTable:
-    """The table for ``ExportedProgram.run_decompositions``: torch's default core ATen decompositions less KEPT_WHOLE."""
+    """The table for ``ExportedProgram.run_decompositions``: torch's default core ATen decompositions less KEPT_WHOLE and KEPT_FOR_PASSES."""
     from torch.export import default_decompositions
 
     table = default_decompositions()
-    for op in kept_ops():
+    for op in (*kept_ops(), *kept_ops(KEPT_FOR_PASSES)):
         if op in table:
             table.pop(op)
     return table
 
 
-def kept_ops() -> list[OpOverload]:
-    """The operators of KEPT_WHOLE that this torch has."""
+def kept_ops(names: Iterable[str] = KEPT_WHOLE) -> list[OpOverload]:
+    """The operators among ``names`` that this torch has."""
     found = []
-    for name in KEPT_WHOLE:
+    for name in names:
         _, packet, overload = name.split(".")
         op = getattr(getattr(torch.ops.aten, packet, None), overload, None)
         if isinstance(op, OpOverload):

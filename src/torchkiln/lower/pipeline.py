@@ -11,10 +11,12 @@ from torch.fx import GraphModule
 from ..dump import Dump
 from ..log import STEPS, log
 from ..program import Program
+from .convert_fake_quantize import convert_fake_quantize
 from .copy_constant_outputs import copy_constant_outputs
 from .decompose_batch_norm import decompose_batch_norm
 from .fold_batch_norm import fold_batch_norm
 from .fold_constants import fold_constants
+from .fold_quantize import fold_quantize
 from .merge_common_subexpressions import merge_common_subexpressions
 from .remove_dead_code import remove_dead_code
 from .remove_no_ops import remove_no_ops
@@ -30,7 +32,9 @@ PASSES: tuple[Pass, ...] = (
     remove_size_assertions,
     remove_dead_code,  # so that "nothing else reads it" is true in the passes below
     remove_no_ops,
+    convert_fake_quantize,  # before weights are folded: a weight that is quantized stays so
     fold_constants,  # weights that are computed (weight norm, a transposed table) are constants from here on
+    fold_quantize,
     fold_batch_norm,
     decompose_batch_norm,
     remove_redundant_casts,

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch.fx import Node
 
-from ..dtypes import precision_name
 from ..engine.artifact import Artifact
 from ..engine.contents import EngineContents, EngineSegment
 from ..engine.report import Report
@@ -17,7 +15,7 @@ from ..target import Target
 
 
 def assemble(
-    program: Program, steps: Sequence[Step], built: Sequence[tuple[torch.dtype, Artifact]], targets: Sequence[Target], report: Report
+    program: Program, steps: Sequence[Step], built: Sequence[tuple[str, Artifact]], targets: Sequence[Target], report: Report
 ) -> EngineContents:
     """Number the values that pass between segments and put the engine together, for ``targets`` (of one kind of device)."""
     graph = program.graph_module.graph
@@ -30,7 +28,7 @@ def assemble(
             EngineSegment(
                 name=step.segment.name,
                 backend=step.backend,
-                precision=precision_name(precision),
+                precision=precision,
                 inputs=tuple(slots[n] for n in step.inputs),
                 outputs=tuple(slots[n] for n in step.outputs),
                 artifact=artifact,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch.fx import Node
 
 from ..backends.contract import Candidate, Reject, Runner
 from ..backends.registry import get_backend
-from ..dtypes import precision_name
 from ..engine.artifact import Artifact
 from ..engine.contents import EngineContents, EngineSegment
 from ..engine.engine import Engine
@@ -22,6 +21,7 @@ from ..partition.extract import Step, extract
 from ..partition.partition import TORCH, Partition, partition
 from ..partition.support import is_compute, location
 from ..program import Program
+from ..quantized_ops import has_quantized_ops
 from ..settings import CompileSettings, op_name
 from .assemble import assemble
 from .timing import race_us
@@ -98,7 +98,7 @@ class Builder:
     def build(self, candidate: Candidate, *, demote_slow: bool) -> Attempt:
         """Build ``candidate``. Raises BuildFailed, NothingToBuild, and UserError where full compilation is required and impossible."""
         start = time.perf_counter()
-        built: dict[frozenset[Node], tuple[torch.dtype, Artifact]] = {}
+        built: dict[frozenset[Node], tuple[str, Artifact]] = {}
         demoted: dict[Node, Reject] = {}
         while True:
             plan, steps = self.plan(candidate, demoted)
@@ -110,7 +110,7 @@ class Builder:
             contents = assemble(self._program, steps, artifacts, candidate.targets, self._report)
             engine = self._load(contents, candidate)
             reports = [
-                SegmentReport(step.segment.name, step.backend, precision_name(precision), step.segment.op_count)
+                SegmentReport(step.segment.name, step.backend, precision, step.segment.op_count)
                 for step, (precision, _) in zip(steps, artifacts, strict=True)
             ]
             slow = self._slow_steps(steps, engine, reports) if len(steps) > 1 and candidate.is_here else {}
@@ -131,16 +131,16 @@ class Builder:
             raise CompilerBug(f"{segment.name}: {segment.backend} built it for a device that is not here, and gave nothing to check it by")
         return segment.artifact.stand_in
 
-    def _build_step(
-        self, step: Step, candidate: Candidate, built: dict[frozenset[Node], tuple[torch.dtype, Artifact]]
-    ) -> tuple[torch.dtype, Artifact]:
+    def _build_step(self, step: Step, candidate: Candidate, built: dict[frozenset[Node], tuple[str, Artifact]]) -> tuple[str, Artifact]:
+        """The step's precision, as reports have it, and its artifact. A segment without quantize/dequantize pairs is not int8."""
         key = frozenset(step.nodes)
         if key not in built:
             chosen = candidate if step.backend != TORCH else Candidate(TORCH, torch.float32, targets=candidate.targets)
+            chosen = replace(chosen, quantized=candidate.quantized and has_quantized_ops(step.segment.graph_module.graph))
             began = time.perf_counter()
             artifact = get_backend(step.backend).build(step.segment, chosen, self._settings)
             log(STEPS, "%s: built %s (%d operators) in %.2f s", candidate, step.segment.name, step.segment.op_count, time.perf_counter() - began)
-            built[key] = (chosen.precision, artifact)
+            built[key] = (chosen.precision_text, artifact)
         return built[key]
 
     def _slow_steps(self, steps: list[Step], engine: Engine, reports: list[SegmentReport]) -> dict[Node, Reject]:

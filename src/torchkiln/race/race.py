@@ -10,13 +10,13 @@ import torch
 
 from ..backends.contract import Backend, Candidate, Reject
 from ..backends.registry import BACKENDS, get_backend
-from ..dtypes import precision_name
 from ..engine.report import CandidateReport, RejectReport, Report
 from ..errors import BackendUnavailable, BuildFailed, MissingPackage, ParityFailed, TargetMismatch
 from ..log import SUMMARY, log
 from ..partition.partition import TORCH
 from ..program import Program
 from ..progress import progress
+from ..quantize.quantize_program import QuantizedProgram
 from ..settings import CompileSettings
 from ..target import Target
 from ..verify.locate_fault import locate_fault
@@ -32,12 +32,16 @@ FINALIST_RATIO = 1.25
 SLOW_BUILD_S = 4.0
 
 
-def find_candidates(targets: Sequence[Target], settings: CompileSettings, report: Report) -> list[Candidate]:
+def find_candidates(
+    targets: Sequence[Target], settings: CompileSettings, report: Report, quantized: QuantizedProgram | None = None
+) -> list[Candidate]:
     """The candidates to build for ``targets`` (one, or GPUs that are not in this machine), narrow precisions first within a backend.
 
-    What cannot build here goes into the report with its reason. Raises BackendUnavailable when the one backend asked for, or every backend, cannot.
+    With a ``quantized`` program there are candidates of it, and of the program as it is for the floating precisions that are enabled. What cannot
+    build here goes into the report with its reason. Raises BackendUnavailable when the one backend asked for, or every backend, cannot.
     """
     names = list(BACKENDS) if settings.backend == "auto" else [settings.backend]
+    floats = _float_settings(settings)
     found: list[Candidate] = []
     for name in names:
         backend = get_backend(name)
@@ -50,17 +54,47 @@ def find_candidates(targets: Sequence[Target], settings: CompileSettings, report
         if name == TORCH and settings.require_full_compilation:
             report.candidates.append(CandidateReport(name, "skipped", reason="require_full_compilation leaves nothing to PyTorch"))
             continue
-        candidates, rejects = _candidates_for_all(backend, targets, settings)
+        candidates, rejects = _candidates_for_all(backend, targets, floats)
         report.rejects += [RejectReport(r.subject, "precision", name, r.reason) for r in rejects]
         if not candidates:
             # float32 is wider than anything that was allowed, so it is always a correct way out.
-            candidates, _ = _candidates_for_all(backend, targets, replace(settings, enabled_precisions=frozenset({torch.float32})))
+            candidates, _ = _candidates_for_all(backend, targets, replace(floats, enabled_precisions=frozenset({torch.float32})))
             report.notes += [f"{name} computes in fp32: it has none of the enabled precisions here" for _ in candidates[:1]]
-        found += [replace(c, targets=tuple(targets)) for c in sorted(candidates, key=lambda c: c.precision.itemsize)]
+        candidates = [replace(c, targets=tuple(targets)) for c in sorted(candidates, key=lambda c: c.precision.itemsize)]
+        found += candidates if quantized is None else _with_int8(backend, candidates, settings, report, quantized)
     if not found and all(candidate.status == "unavailable" for candidate in report.candidates):
         reasons = "".join(f"\n  {candidate.name}: {candidate.reason}" for candidate in report.candidates)
         raise BackendUnavailable(f"no backend can build for {', '.join(map(str, targets))} on this machine:{reasons}")
     return found
+
+
+def _float_settings(settings: CompileSettings) -> CompileSettings:
+    """The settings as a backend reads them: int8 is in the graph, and a backend is asked for what computes all else."""
+    if torch.int8 not in settings.enabled_precisions:
+        return settings
+    floats = settings.enabled_precisions - {torch.int8} or frozenset({torch.float32})
+    return replace(settings, enabled_precisions=floats, calibrator=None)
+
+
+def _with_int8(
+    backend: Backend, candidates: list[Candidate], settings: CompileSettings, report: Report, quantized: QuantizedProgram
+) -> list[Candidate]:
+    """A backend's candidates of the quantized program, and of the program itself for the floating precisions asked for.
+
+    Raises BackendUnavailable when int8 was asked of the one backend that has none.
+    """
+    asked = torch.int8 in settings.enabled_precisions
+    if backend.no_int8 and asked:
+        if settings.backend != "auto":
+            raise BackendUnavailable(f"backend {backend.name!r}: int8: {backend.no_int8}")
+        report.rejects.append(RejectReport("int8", "precision", backend.name, backend.no_int8))
+    int8 = [replace(c, quantized=True) for c in candidates if not backend.no_int8]
+    if quantized.is_own:
+        return int8 or ([] if asked else candidates)
+    floats = candidates if settings.enabled_precisions != {torch.int8} else []
+    if backend.name == TORCH and floats and settings.backend == "auto":
+        return floats  # PyTorch's int8 is floating arithmetic and more of it: it is there for its numbers
+    return int8 + floats
 
 
 def _candidates_for_all(backend: Backend, targets: Sequence[Target], settings: CompileSettings) -> tuple[list[Candidate], list[Reject]]:
@@ -69,6 +103,13 @@ def _candidates_for_all(backend: Backend, targets: Sequence[Target], settings: C
     common = set.intersection(*({c.precision for c in found} for found, _ in answers))
     rejects = {reject: None for _, refused in answers for reject in refused}
     return [c for c in answers[0][0] if c.precision in common], list(rejects)
+
+
+#: What to do when an int8 engine is too far from the model.
+_INT8_HINT = (
+    " Data that is like what was calibrated with gives the figure its meaning: pass a batch of it as inputs. Another algorithm, and "
+    "QuantizeOptions(skip=...) for the layers at fault, make it smaller."
+)
 
 
 class Race:
@@ -82,13 +123,19 @@ class Race:
         report: Report,
         points: list[CheckPoint],
         model_precision: torch.dtype,
+        quantized: QuantizedProgram | None = None,
+        quantized_points: list[CheckPoint] | None = None,
     ) -> None:
-        self._builder = Builder(program, settings, device, report)
-        self._program = program
+        self._builders = {False: Builder(program, settings, device, report)}
+        self._programs = {False: program}
+        self._points = {False: points, True: quantized_points or points}
+        if quantized is not None:
+            self._programs[True] = quantized.program
+            self._builders[True] = Builder(quantized.program, settings, device, report)
+        self._quantized = quantized
         self._settings = settings
         self._device = device
         self._report = report
-        self._points = points
         self._model_precision = model_precision
         self._arguments = points[0].arguments
         self._failures: list[Exception] = []
@@ -105,10 +152,10 @@ class Race:
 
     def _build_all(self, candidates: list[Candidate]) -> list[Attempt]:
         attempts: list[Attempt] = []
-        slow_builders: set[str] = set()
+        slow_builders: set[tuple[str, bool]] = set()
         for done, candidate in enumerate(candidates):
             progress(f"build {candidate}", done, len(candidates))
-            if candidate.backend in slow_builders:
+            if (candidate.backend, candidate.quantized) in slow_builders:
                 self._note(candidate, "skipped", f"{candidate.backend} passed in a narrower precision, and building it again takes long")
                 continue
             attempt = self._try(candidate)
@@ -121,7 +168,7 @@ class Race:
                     self._note(other, "skipped", f"{candidate} passed, and without the GPU nothing can be timed")
                 break
             if attempt.build_s > SLOW_BUILD_S:
-                slow_builders.add(candidate.backend)
+                slow_builders.add((candidate.backend, candidate.quantized))
         progress("build", len(candidates), len(candidates))
         return attempts
 
@@ -129,7 +176,7 @@ class Race:
         """Build, check and time one candidate; None (with the reason in the report) when it is out."""
         start = time.perf_counter()
         try:
-            attempt = self._builder.build(candidate, demote_slow=self._settings.backend == "auto")
+            attempt = self._builders[candidate.quantized].build(candidate, demote_slow=self._settings.backend == "auto")
         except NothingToBuild as nothing:
             if self._settings.require_full_compilation:
                 self._failures.append(required(nothing.rejects))
@@ -144,11 +191,13 @@ class Race:
             self._failures.append(error)
             self._note(candidate, "failed", str(error).splitlines()[0], build_s=time.perf_counter() - start)
             return None
-        precisions = precisions_in([candidate.precision], self._model_precision, self._settings.output_dtype)
-        tolerance = tolerance_for(self._settings.verify, precisions, self._device)
+        is_same_graph = self._quantized is not None and self._quantized.checks_itself and (candidate.quantized or self._quantized.is_own)
+        int8 = [torch.int8] if candidate.quantized and not is_same_graph else []
+        precisions = precisions_in([candidate.precision, *int8], self._model_precision, self._settings.output_dtype)
+        tolerance = tolerance_for(self._settings.verify, precisions, self._device, checks_itself=is_same_graph)
         try:
             if tolerance is not None:
-                attempt.parity = verify(attempt.engine, self._points, self._settings.verify_dtype, tolerance)
+                attempt.parity = verify(attempt.engine, self._points[candidate.quantized], self._settings.verify_dtype, tolerance)
                 if not passed(attempt.parity):
                     self._parity_breach(attempt)
                     return None
@@ -171,7 +220,7 @@ class Race:
     def _parity_breach(self, attempt: Attempt) -> None:
         parity, candidate = attempt.parity, attempt.candidate
         figures = (
-            f"relative error {parity.relative_error:.3g} (tolerance {parity.tolerance:.3g} for {precision_name(candidate.precision)}), "
+            f"relative error {parity.relative_error:.3g} (tolerance {parity.tolerance:.3g} for {candidate.precision_text}), "
             f"max abs error {parity.max_abs_error:.3g}, cosine {parity.cosine:.6g}"
         )
         self._breaches.append((candidate, figures, parity.tolerance or 0.0))
@@ -197,7 +246,16 @@ class Race:
             median_ms = attempt.median_us / 1e3 if attempt.candidate.is_here else None
             self._note(attempt.candidate, status, reason, attempt.build_s, attempt.parity.relative_error, median_ms)
         report.backend = best.candidate.backend
-        report.precision = precision_name(best.candidate.precision)
+        report.precision = best.candidate.precision_text
+        if self._quantized is not None:
+            unused = "int8: it is enabled, and the engine kept is not in int8: see the candidates"
+            report.notes += self._quantized.notes if best.candidate.quantized else [unused]
+        report.notes += [
+            f"{segment.name}: {segment.backend} runs {int8} of {count} convolutions and matrix products by int8 kernels"
+            for segment in best.contents.segments
+            for int8, count in [segment.artifact.metadata.get("int8_layers") or (0, 0)]
+            if count
+        ]
         report.segments = best.segment_reports
         report.parity = best.parity
         report.notes += [best.engine.cuda_graph_note] if best.engine.cuda_graph_note else []
@@ -230,7 +288,9 @@ class Race:
         if self._breaches:
             # Finding the operator takes a build of its own, so it is done only for the breach that fails the whole build.
             candidate, figures, tolerance = self._breaches[0]
-            fault = locate_fault(self._builder, self._program, candidate, self._points[0], tolerance)
+            key = candidate.quantized
+            fault = locate_fault(self._builders[key], self._programs[key], candidate, self._points[key][0], tolerance)
+            fault += _INT8_HINT if key else ""
             return ParityFailed(
                 f"{candidate}: {figures}. {fault} Allow a wider precision in enabled_precisions, keep the operator in PyTorch with "
                 "torch_executed_ops, or set verify= to the tolerance you can accept."

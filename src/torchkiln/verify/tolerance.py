@@ -12,22 +12,29 @@ from ..fp32_math import SWITCHES, uses_tf32
 #: float32 on a GPU where torch allows TF32, whose products have 10 bits of mantissa as fp16's.
 TF32_TOLERANCE = 1e-2
 
+#: A graph with quantize/dequantize pairs against itself: a value that lies between two integers may be rounded to the other one.
+SAME_PAIRS_TOLERANCE = 5e-2
+
 
 def precisions_in(compute: Iterable[torch.dtype], model: torch.dtype, output: torch.dtype | None) -> list[torch.dtype]:
     """What rounds an engine's numbers: the precisions it computes in, the model's own, and the outputs' where one was asked for."""
     return [*compute, model, *([output] if output is not None else [])]
 
 
-def tolerance_for(verify: bool | float | None, precisions: Iterable[torch.dtype], device: torch.device) -> float | None:
+def tolerance_for(
+    verify: bool | float | None, precisions: Iterable[torch.dtype], device: torch.device, *, checks_itself: bool = False
+) -> float | None:
     """The tolerance for an engine in which these precisions have a part; None when checking is off.
 
     They are the precision computed in, and those of the model's own parameters and of the outputs: a result rounded to half precision cannot be
-    closer to float32 than that precision allows.
+    closer to float32 than that precision allows. ``checks_itself``: the reference
+    has the same quantize/dequantize pairs.
     """
     if verify is False or verify is None:
         return None
     if verify is not True:
         return float(verify)
     tolerance = max(TOLERANCES.get(precision, 0.0) for precision in precisions)
+    tolerance = max(tolerance, SAME_PAIRS_TOLERANCE) if checks_itself else tolerance
     tf32 = device.type == "cuda" and any(uses_tf32(switch) for switch in SWITCHES)
     return max(tolerance, TF32_TOLERANCE) if tf32 else tolerance

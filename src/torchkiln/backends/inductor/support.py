@@ -8,11 +8,12 @@ import torch
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx import Node
 
+from ...quantized_ops import NAMESPACE as QUANTIZED
 from ...settings import op_name
 from ..contract import Reject
 from ..node_values import is_unbacked, values_of
 
-_NAMESPACES = ("aten", "prims")
+_NAMESPACES = ("aten", "prims", QUANTIZED)
 _PYTHON_MODULES = ("_operator", "operator", "math", "builtins", "torch")
 
 

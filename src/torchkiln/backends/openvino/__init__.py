@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from ..lazy_backend import LazyBackend
 
-BACKEND = LazyBackend("openvino", __name__, availability="availability", candidates="precision")
+BACKEND = LazyBackend("openvino", __name__, availability="availability", candidates="precision", no_int8="")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ...dtypes import precision_name
@@ -12,6 +14,7 @@ from ...partition.segment import Segment
 from ...settings import CompileSettings
 from ..contract import Candidate
 from .convert import convert_segment, serialize
+from .layer_table import count_int8, layer_table
 from .library import import_openvino
 from .tune import best_properties
 
@@ -28,7 +31,7 @@ def build(segment: Segment, candidate: Candidate, settings: CompileSettings) -> 
     tensors: dict[str, torch.Tensor] = dict(narrowed.constants)
     if weights is not None:
         tensors["weights"] = weights
-    metadata = {
+    metadata: dict[str, Any] = {
         "openvino": import_openvino().__version__,
         "precision": precision_name(candidate.precision),
         "call_plan": narrowed.plan.as_json(),
@@ -36,7 +39,10 @@ def build(segment: Segment, candidate: Candidate, settings: CompileSettings) -> 
     }
     artifact = Artifact(xml, tensors, metadata)
     try:
-        metadata["properties"] = best_properties(artifact, narrowed.segment.example_inputs, settings.num_threads)
+        metadata["properties"], compiled = best_properties(artifact, narrowed.segment.example_inputs, settings.num_threads)
     except (RuntimeError, TargetMismatch) as error:
         raise BuildFailed(f"openvino cannot compile {segment.name}: {error}") from error
+    metadata["layers"] = layer_table(compiled)
+    if candidate.quantized:
+        metadata["int8_layers"] = count_int8(metadata["layers"])
     return artifact

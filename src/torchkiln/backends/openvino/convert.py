@@ -13,6 +13,7 @@ from ...dtypes import dtype_name
 from ...errors import BuildFailed
 from ...partition.segment import Segment
 from .library import import_openvino, without_telemetry
+from .quantized import spell_quantized
 from .runtime import DTYPES, TYPE_NAMES, last_line
 
 
@@ -20,7 +21,7 @@ def convert_segment(segment: Segment) -> Any:
     """The segment through OpenVINO's PyTorch frontend. Raises BuildFailed with the frontend's message."""
     ov = import_openvino()
     try:
-        program = segment.export()
+        program = spell_quantized(segment).export()
         with without_telemetry(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = ov.convert_model(program)

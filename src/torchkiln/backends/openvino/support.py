@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
+from ...quantized_ops import NAMESPACE as QUANTIZED
+from ...quantized_ops import is_quantized_op
 from ...settings import op_name
 from ..contract import Reject
 from ..node_values import is_size_arithmetic
-from ..plain_reject import plain_reject
+from ..plain_reject import NAMESPACES, plain_reject
 from .probe import probe
+from .quantized import quantized_reason
 from .runtime import DTYPES
 
 _TAKEN_DTYPES = frozenset(DTYPES.values()) - {torch.float64}
@@ -21,10 +24,10 @@ def supports(node: Node) -> Reject | None:
     Rejected at once: operators outside PyTorch's own namespaces, control flow, random operators, outputs whose shape depends on the data,
     complex numbers and float64 (which OpenVINO computes in float32). The rest is tried out: see probe.py.
     """
-    reject = plain_reject(node, "OpenVINO", _dtype_reason)
+    reject = plain_reject(node, "OpenVINO", _dtype_reason, (*NAMESPACES, QUANTIZED))
     if reject is not None or is_size_arithmetic(node):
         return reject
-    reason = probe(node)
+    reason = quantized_reason(node) if is_quantized_op(node) else probe(node)
     return Reject(op_name(node.target), reason) if reason else None
 
 

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from ..lazy_backend import LazyBackend
 
-BACKEND = LazyBackend("tensorrt", __name__, availability="availability", candidates="availability", examine="examine")
+BACKEND = LazyBackend("tensorrt", __name__, availability="availability", candidates="availability", examine="examine", no_int8="")

@@ -74,7 +74,8 @@ def build(segment: Segment, candidate: Candidate, settings: CompileSettings) -> 
 
 def _check_error(error: float, segment: Segment, candidate: Candidate, settings: CompileSettings) -> None:
     log(STEPS, "tensorrt: %s: ONNX graph in %s: relative error %.3g", segment.name, precision_name(candidate.precision), error)
-    limit = TOLERANCES[candidate.precision] if settings.verify is True else float(settings.verify or 0.0)
+    own = TOLERANCES[torch.int8 if candidate.quantized else candidate.precision]
+    limit = own if settings.verify is True else float(settings.verify or 0.0)
     if not error <= limit:
         raise BuildFailed(
             f"tensorrt: the ONNX graph of {segment.name}, run by ONNX Runtime, has relative error {error:.3g} against PyTorch in fp32, "

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from ..lazy_backend import LazyBackend
 
-BACKEND = LazyBackend("torch", __name__, availability="support", candidates="support")
+BACKEND = LazyBackend("torch", __name__, availability="support", candidates="support", no_int8="")

@@ -1,0 +1,96 @@
+"""quantized: quantize/dequantize pairs in the form that OpenVINO's PyTorch frontend and its low-precision transformations know.
+
+The frontend makes one FakeQuantize of a pair on an activation, which the transformations turn into int8 kernels with exact sums. An int8 constant
+that is dequantized it does not know: that becomes a cast and a product with the scales, the form in which OpenVINO itself keeps int8 weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from ...lower.graph_edit import constant_of, insert_call, insert_constant, refresh_value
+from ...lower.graph_edit import replace as replace_node
+from ...partition.segment import Segment
+from ...quantized_ops import Quantization, has_quantized_ops, is_dequantize, is_quantize, read_quantization
+from ..copy_graph_module import copy_graph_module
+
+aten = torch.ops.aten
+
+#: How many integers a FakeQuantize must have: with others the low-precision transformations leave it, or (255) compute other numbers.
+_LEVELS = 256
+
+
+def quantized_reason(node: Node) -> str:
+    """Why OpenVINO does not take this quantize or dequantize node: "" when it does."""
+    own = read_quantization(node)
+    if is_quantize(node):
+        if own.axis is not None or not isinstance(own.scale, float) or not isinstance(own.zero_point, int):
+            return "OpenVINO takes activations quantized by one constant scale"
+        if not node.users or not all(is_dequantize(user) and read_quantization(user).is_same_grid(own) for user in node.users):
+            return "OpenVINO takes it as one half of a pair: something else reads the integers"
+        return ""
+    if constant_of(own.source) is not None:
+        grid = (own.scale, own.zero_point)
+        return "" if all(isinstance(part, (int, float)) or constant_of(part) is not None for part in grid) else "its scale is computed"
+    return "" if is_quantize(own.source) and not quantized_reason(own.source) else "OpenVINO takes it as one half of a pair"
+
+
+def spell_quantized(segment: Segment) -> Segment:
+    """The segment with its pairs in OpenVINO's form; the segment itself when it has none."""
+    if not has_quantized_ops(segment.graph_module.graph):
+        return segment
+    graph_module = copy_graph_module(segment.graph_module)
+    for node in list(graph_module.graph.nodes):
+        if _is_constant_pair(node):
+            replace_node(node, _expand(graph_module, node, read_quantization(node)))
+        elif is_quantize(node):
+            _widen(graph_module, node, read_quantization(node))
+    graph_module.graph.eliminate_dead_code()
+    graph_module.recompile()
+    return replace(segment, graph_module=graph_module)
+
+
+def _is_constant_pair(node: Node) -> bool:
+    return is_dequantize(node) and constant_of(read_quantization(node).source) is not None
+
+
+def _widen(graph_module: GraphModule, node: Node, grid: Quantization) -> None:
+    """A pair of fewer integers than 8 bits hold (-127 to 127; 0 to 127, from training with ``reduce_range``) as a clamp and a pair of all of them.
+
+    The numbers stay the same.
+    """
+    if grid.high - grid.low + 1 == _LEVELS:
+        return
+    bounds = [(bound - grid.zero_point) * grid.scale for bound in (grid.low, grid.high)]
+    clamped = insert_call(graph_module, aten.clamp.default, (grid.source, *bounds), before=node)
+    dtype = torch.uint8 if grid.low >= 0 else torch.int8
+    info = torch.iinfo(dtype)
+    whole = (grid.scale, grid.zero_point, info.min, info.max, dtype)
+    for part, source in ((node, clamped), *((user, node) for user in node.users)):
+        part.args = (source, *whole)
+        refresh_value(graph_module, part)
+
+
+def _expand(graph_module: GraphModule, node: Node, grid: Quantization) -> Node:
+    dtype = node.meta["val"].dtype
+    rank = node.meta["val"].dim()
+    value = insert_call(graph_module, aten._to_copy.default, (grid.source,), {"dtype": dtype}, before=node)
+    zero = _spread(grid.zero_point, grid.axis, rank)
+    if bool((zero != 0).any()):
+        value = insert_call(
+            graph_module, aten.sub.Tensor, (value, insert_constant(graph_module, "zero_points", zero.to(dtype), before=node)), before=node
+        )
+    scale = insert_constant(graph_module, "scales", _spread(grid.scale, grid.axis, rank).to(dtype), before=node)
+    return insert_call(graph_module, aten.mul.Tensor, (value, scale), before=node)
+
+
+def _spread(part: Any, axis: int | None, rank: int) -> torch.Tensor:
+    """A scale or zero point as a tensor that broadcasts over one of rank ``rank``."""
+    tensor = constant_of(part)
+    if tensor is None:
+        tensor = torch.tensor(part)
+    return tensor.reshape([1] * rank if axis is None else [-1 if d == axis % rank else 1 for d in range(rank)])

@@ -1,0 +1,290 @@
+"""int8 through torchkiln.compile: backends, reports, files, errors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import torchkiln
+from torchkiln.errors import BackendUnavailable, CalibrationCacheError, ParityFailed, UserError
+from torchkiln.progress import report_progress
+from torchkiln.ptq import CacheCalibrator, CalibrationAlgo, DataLoaderCalibrator, QuantizeOptions
+
+from .digits import Cnn
+
+IMAGE = torchkiln.Input((4, 1, 8, 8))
+INT8 = {torch.int8}
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return Cnn().eval()
+
+
+def data(count: int = 2, size: int = 6) -> list[torch.Tensor]:
+    return [torch.randn(size, 1, 8, 8, generator=torch.Generator().manual_seed(n)) for n in range(count)]
+
+
+def calibrator(**options) -> DataLoaderCalibrator:
+    return DataLoaderCalibrator(data(), algorithm="max", **options)
+
+
+def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((got - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("backend", ["openvino", "inductor", "torch"])
+def test_backends_give_int8_s_numbers(model, backend):
+    engine = torchkiln.compile(model, [IMAGE], enabled_precisions=INT8, backend=backend, calibrator=calibrator())
+    report = engine.report()
+    assert report.precision == "int8+fp32"
+    x = data(1)[0][:4]
+    with torch.no_grad():
+        expected = model(x)
+    assert 1e-4 < relative_error(engine(x), expected) < 0.05
+    assert report.segments[0].precision == "int8+fp32"
+    assert "int8: calibrated by max over 12 samples in 2 batches" in report.notes
+    assert any(n.startswith("int8: 5 of 8 layers; in floating point: ") and "the stem" in n and "(stem)" in n for n in report.notes)
+
+
+def test_backends_agree_with_the_graph_in_pytorch(model):
+    x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(7))
+    found = {
+        backend: torchkiln.compile(model, [IMAGE], enabled_precisions=INT8, backend=backend, calibrator=calibrator(), verify=False)(x)
+        for backend in ("openvino", "torch")
+    }
+    # The same integers: only values that lie between two of them may differ.
+    assert relative_error(found["openvino"], found["torch"]) < 5e-3
+
+
+def test_openvino_runs_int8_kernels(model):
+    engine = torchkiln.compile(model, [IMAGE], enabled_precisions=INT8, backend="openvino", calibrator=calibrator())
+    (segment,) = engine.contents.segments
+    convolutions = [layer for layer in segment.artifact.metadata["layers"] if layer["type"] == "Convolution"]
+    assert sorted(layer["dtype"] for layer in convolutions) == ["fp32"] * 2 + ["int8"] * 4
+    # At some sizes OpenVINO makes one floating kernel of neighbouring linear layers: the note says what it runs, the one before what it was asked.
+    int8, count = segment.artifact.metadata["int8_layers"]
+    assert (int8 >= 4, count >= 6) == (True, True)
+    assert f"segment_0: openvino runs {int8} of {count} convolutions and matrix products by int8 kernels" in engine.report().notes
+    weights = segment.artifact.tensors["weights"].numel()
+    floats = torchkiln.compile(model, [IMAGE], backend="openvino").contents.segments[0].artifact
+    assert weights < floats.tensors["weights"].numel() * 0.5, "weights are kept in 8 bits"
+    assert {layer["dtype"] for layer in floats.metadata["layers"]} == {"fp32"}
+
+
+def test_everything_can_be_int8(model):
+    options = QuantizeOptions(stem=True, head=True, depthwise=True)
+    engine = torchkiln.compile(model, [IMAGE], enabled_precisions=INT8, backend="openvino", calibrator=calibrator(options=options))
+    assert "int8: 8 of 8 layers" in engine.report().notes
+    assert engine.report().parity.relative_error < 0.05
+
+
+def test_a_float_precision_beside_int8_races_with_it(model):
+    engine = torchkiln.compile(model, [IMAGE], enabled_precisions={torch.int8, torch.float32}, backend="openvino", calibrator=calibrator())
+    assert {c.name for c in engine.report().candidates} == {"openvino int8+fp32", "openvino fp32"}
+    assert engine.report().enabled_precisions == ["fp32", "int8"]
+
+
+def test_a_dynamic_batch_is_checked_with_calibration_data(model):
+    ranged = torchkiln.Input(min_shape=(1, 1, 8, 8), opt_shape=(4, 1, 8, 8), max_shape=(9, 1, 8, 8))
+    engine = torchkiln.compile(model, [ranged], enabled_precisions=INT8, backend="openvino", calibrator=calibrator())
+    assert [s.split(":")[0] for s in engine.report().parity.checked_shapes] == [f"{p} (calibration data)" for p in ("opt", "min", "max")]
+    for size in (1, 9):
+        x = data(1, size)[0]
+        assert relative_error(engine(x), model(x).detach()) < 0.06
+
+
+def test_int8_without_ranges_is_an_error(model):
+    with pytest.raises(UserError, match=r"int8 needs the range.*DataLoaderCalibrator"):
+        torchkiln.compile(model, [IMAGE], enabled_precisions=INT8)
+    with pytest.raises(UserError, match=r"add torch.int8 to enabled_precisions"):
+        torchkiln.compile(model, [IMAGE], calibrator=calibrator())
+    with pytest.raises(UserError, match=r"expected a torchkiln.ptq.DataLoaderCalibrator"):
+        torchkiln.compile(model, [IMAGE], enabled_precisions=INT8, calibrator=data())
+
+
+def test_a_backend_without_int8_says_so(model):
+    with pytest.raises(BackendUnavailable, match="backend 'onnxruntime': int8: "):
+        torchkiln.compile(model, [IMAGE], enabled_precisions=INT8, backend="onnxruntime", calibrator=calibrator())
+    report = torchkiln.compile(model, [IMAGE], enabled_precisions=INT8, calibrator=calibrator(), dryrun=True)
+    assert [r.backend for r in report.rejects if r.subject == "int8"] == ["onnxruntime"]
+    assert report.precision == "int8+fp32"
+
+
+def test_ranges_that_clip_everything_fail_the_check(model, tmp_path):
+    path = tmp_path / "calib.json"
+    torchkiln.ptq.calibrate(model, [IMAGE], calibrator(cache_file=path))
+    content = json.loads(path.read_text())
+    for row in content["tensors"].values():
+        row["amax"] *= 1e-3
+    path.write_text(json.dumps(content))
+    with pytest.raises(ParityFailed, match=r"tolerance 0\.25 for int8\+fp32"):
+        torchkiln.compile(model, data(1, 4), enabled_precisions=INT8, backend="torch", calibrator=CacheCalibrator(path))
+
+
+def test_a_cache_without_data_is_checked_against_its_own_graph(model, tmp_path):
+    path = tmp_path / "calib.json"
+    torchkiln.ptq.calibrate(model, [IMAGE], calibrator(cache_file=path))
+    options = {"enabled_precisions": INT8, "backend": "openvino", "calibrator": CacheCalibrator(path)}
+    report = torchkiln.compile(model, [IMAGE], **options).report()
+    assert (report.parity.tolerance, report.parity.relative_error < 5e-3) == (5e-2, True)
+    assert any("compared with the calibrated graph" in note for note in report.notes)
+    both = torchkiln.compile(model, [IMAGE], **{**options, "enabled_precisions": {torch.int8, torch.float32}}).report()
+    by_name = {c.name: c.relative_error for c in both.candidates}
+    assert by_name["openvino fp32"] < 1e-4
+    report = torchkiln.compile(model, data(1, 4), **options).report()
+    assert (report.parity.tolerance, report.parity.relative_error > 1e-4) == (0.25, True)
+    assert not any("compared with the calibrated graph" in note for note in report.notes)
+
+
+def test_an_engine_file_runs_in_a_fresh_process(model, tmp_path):
+    engine = torchkiln.compile(model, [IMAGE], enabled_precisions=INT8, backend="torch", calibrator=calibrator())
+    x = data(1)[0][:4]
+    engine.save(tmp_path / "m.kiln")
+    torch.save((x, engine(x)), tmp_path / "call.pt")
+    code = (
+        "import sys, torch, torchkiln\n"
+        "x, y = torch.load(sys.argv[2])\n"
+        "torch.testing.assert_close(torchkiln.load(sys.argv[1])(x), y)\n"
+        "assert not any(m.startswith(('torchkiln.quantize.', 'torchkiln.compiler')) for m in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "m.kiln"), str(tmp_path / "call.pt")], check=True)
+
+
+def test_cache_is_readable_and_gives_the_same_engine(model, tmp_path):
+    path = tmp_path / "calib.json"
+    seen = []
+    with report_progress(lambda phase, done, total: seen.append((phase, done, total))):
+        torchkiln.ptq.calibrate(model, [IMAGE], calibrator(cache_file=path))
+    assert ("calibrate", 1, 2) in seen
+    content = json.loads(path.read_text())
+    assert (content["torchkiln"], content["algorithm"], content["batches"], content["samples"]) == (torchkiln.__version__, "max", 2, 12)
+    assert list(content["tensors"])[:2] == ["stem.input", "block.first.input"]
+    values = torch.cat(data())
+    row = content["tensors"]["stem.input"]
+    assert (row["min"], row["max"]) == (values.min().item(), values.max().item())
+    assert row["amax"] == values.abs().max().item()
+    x = data(1)[0][:4]
+    engines = [
+        torchkiln.compile(model, [IMAGE], enabled_precisions=INT8, backend="torch", calibrator=c)
+        for c in (calibrator(), CacheCalibrator(path), DataLoaderCalibrator(iter(()), algorithm="max", cache_file=path, use_cache=True))
+    ]
+    assert torch.equal(engines[0](x), engines[1](x))
+    assert torch.equal(engines[0](x), engines[2](x))
+
+
+def test_cache_serves_every_batch_size(model, tmp_path):
+    path = tmp_path / "calib.json"
+    torchkiln.ptq.calibrate(model, [IMAGE], calibrator(cache_file=path))
+    ranged = torchkiln.Input(min_shape=(1, 1, 8, 8), opt_shape=(3, 1, 8, 8), max_shape=(9, 1, 8, 8))
+    for spec in (torchkiln.Input((1, 1, 8, 8)), ranged):
+        report = torchkiln.compile(model, [spec], enabled_precisions=INT8, backend="torch", calibrator=CacheCalibrator(path), dryrun=True)
+        assert report.precision == "int8+fp32"
+
+
+def test_cache_of_another_model_is_refused(model, tmp_path):
+    path = tmp_path / "calib.json"
+    torchkiln.ptq.calibrate(model, [IMAGE], calibrator(cache_file=path))
+    torch.manual_seed(1)
+    for loader in (CacheCalibrator(path), DataLoaderCalibrator(data(), algorithm="max", cache_file=path, use_cache=True)):
+        with pytest.raises(CalibrationCacheError, match="belongs to another model"):
+            torchkiln.compile(Cnn().eval(), [IMAGE], enabled_precisions=INT8, calibrator=loader)
+    other = DataLoaderCalibrator(data(), algorithm="percentile", percentile=99.9, cache_file=path, use_cache=True)
+    with pytest.raises(CalibrationCacheError, match=r"was made by max, asked for is percentile 99\.9"):
+        torchkiln.compile(model, [IMAGE], enabled_precisions=INT8, calibrator=other)
+
+
+@pytest.mark.parametrize(
+    "content", [None, "{", "[]", '{"format": "torchkiln calibration", "version": 2}', '{"format": "torchkiln calibration", "version": 1}']
+)
+def test_damaged_caches_are_refused(model, tmp_path, content):
+    path = tmp_path / "calib.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(CalibrationCacheError, match=r"calib\.json"):
+        torchkiln.compile(model, [IMAGE], enabled_precisions=INT8, calibrator=CacheCalibrator(path))
+
+
+def test_torch_tensorrt_s_words(model, tmp_path):
+    algo = CalibrationAlgo.ENTROPY_CALIBRATION_2
+    found = DataLoaderCalibrator(data(), cache_file=tmp_path / "c", use_cache=False, algo_type=algo, device=torch.device("cpu"))
+    assert found.algorithm == "entropy"
+    assert CalibrationAlgo.MINMAX_CALIBRATION.value == "max"
+    torchkiln.ptq.calibrate(model, [IMAGE], found)
+    assert (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: DataLoaderCalibrator(data(), algorithm="median"), "expected one of entropy, max, percentile, mse"),
+        (lambda: DataLoaderCalibrator(3), "expected an iterable"),
+        (lambda: DataLoaderCalibrator(data(), use_cache=True), "use_cache needs cache_file"),
+        (lambda: DataLoaderCalibrator(iter(())), "the data has no batch"),
+        (lambda: DataLoaderCalibrator(data(), device="cuda:0"), "cuda:0 was asked for, but the engine is built on cpu"),
+        (lambda: DataLoaderCalibrator([torch.full((2, 1, 8, 8), float("nan"))]), "NaN or infinity on this batch.*stem.input"),
+    ],
+)
+def test_calibrators_that_make_no_sense(model, make, words):
+    with pytest.raises(UserError, match=words):
+        torchkiln.ptq.calibrate(model, [IMAGE], make())
+
+
+def test_a_calibrator_is_for_one_model(model):
+    used = calibrator()
+    torchkiln.ptq.calibrate(model, [IMAGE], used)
+    torchkiln.ptq.calibrate(model, [torchkiln.Input((2, 1, 8, 8))], used)  # another size of the same
+    with pytest.raises(UserError, match="another model"):
+        torchkiln.ptq.calibrate(Cnn().eval(), [IMAGE], used)
+
+
+class FakeQuantized(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.register_buffer("scales", torch.rand(4) * 0.002 + 0.002)
+        self.register_buffer("zeros", torch.zeros(4, dtype=torch.int32))
+
+    def forward(self, x):
+        x = torch.fake_quantize_per_tensor_affine(x, 0.03, 5, -128, 127)
+        weight = torch.fake_quantize_per_channel_affine(self.conv.weight, self.scales, self.zeros, 0, -127, 127)
+        return torch.nn.functional.conv2d(x, weight, self.conv.bias).relu().flatten(1)
+
+
+@pytest.mark.parametrize(
+    "spec", [IMAGE, torchkiln.Input(min_shape=(1, 1, 8, 8), opt_shape=(4, 1, 8, 8), max_shape=(9, 1, 8, 8))], ids=["fixed", "ranged"]
+)
+@pytest.mark.parametrize("backend", ["openvino", "torch"])
+def test_fake_quantized_models_need_no_calibrator(spec, backend):
+    engine = torchkiln.compile(FakeQuantized().eval(), [spec], enabled_precisions=INT8, backend=backend)
+    assert engine.report().precision == "int8+fp32"
+    assert engine.report().parity.relative_error < 1e-2
+    assert "int8: by the model's own quantize/dequantize pairs" in engine.report().notes
+    with pytest.raises(UserError, match="pairs of its own"):
+        torchkiln.compile(FakeQuantized().eval(), [spec], enabled_precisions=INT8, calibrator=calibrator())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_models_of_torch_ao_s_eager_training():
+    from torch.ao import quantization
+
+    torch.manual_seed(0)
+    net = nn.Sequential(quantization.QuantStub(), nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten()).train()
+    net.qconfig = quantization.get_default_qat_qconfig("x86")
+    net = quantization.prepare_qat(quantization.fuse_modules_qat(net, [["1", "2", "3"]]))
+    for batch in data(4):
+        net(batch)
+    observing = torchkiln.errors.StatefulModel
+    with pytest.raises(observing):
+        torchkiln.compile(net.eval(), [IMAGE], enabled_precisions=INT8)
+    net.apply(quantization.disable_observer)
+    engine = torchkiln.compile(net, [IMAGE], enabled_precisions=INT8, backend="openvino")
+    assert engine.report().precision == "int8+fp32"
+    assert engine.report().parity.relative_error < 2e-2
+    assert any("runs 2 of 2 convolutions" in note for note in engine.report().notes), engine.report().notes
