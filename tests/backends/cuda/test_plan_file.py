@@ -56,7 +56,7 @@ def bundle() -> Bundle:
         streams=2,
         measured=((1, 20.5), (2, 19)),
     )
-    codes = [Code(b"\x7fELF first", "k", 128, 0, False), Code(b"\x00second", "k2", 256, 90000, True)]
+    codes = [Code(b"\x7fELF first", "k", 128, 0, False, True), Code(b"\x00second", "k2", 256, 90000, True, False)]
     return Bundle([plan, plan], codes, {"compute_capability": [9, 0], "gpu": "made up"}, (1, 8), (True,), [("pool", "too large")])
 
 
@@ -108,6 +108,13 @@ def _set(*path_and_value):
 @pytest.mark.parametrize(
     "change",
     [
+        _set("codes", 0, "all_shared", "no"),
+        _set("codes", 0, "overlaps", 1),
+        _set("codes", 0, "threads", "128"),
+        _set("codes", 0, "threads", 0),
+        _set("codes", 0, "threads", 4096),
+        _set("codes", 0, "shared_bytes", -1),
+        _set("codes", 0, "name", 5),
         _set("plans", None),
         _set("plans", 0, "tensors", [["elsewhere", 0, 0, [1], [1], "float16"]]),
         _set("plans", 0, "tensors", 0, 5, "float17"),

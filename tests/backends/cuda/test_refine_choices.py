@@ -23,10 +23,12 @@ class Bench:
     def __init__(self):
         self.asked, self.rounds = [], []
         self.fails = False
+        self.fails_at = -1
 
     def __call__(self, plans, codes, constants, device, rounds, *, same_results, enough):
         assert not same_results
-        if self.fails:
+        if self.fails or self.fails_at == len(self.asked):
+            self.asked.append("failed")
             raise RuntimeError("out of memory")
         self.asked.append([[choice.option.config["in_plan"] for choice in plan] for plan in plans])
         times = [[], []]
@@ -119,11 +121,22 @@ def test_a_plan_that_cannot_be_measured_keeps_its_choices(refine, bench):
     assert after == before
 
 
-def test_it_ends_in_time(refine, bench, monkeypatch):
+def test_a_trial_that_fails_leaves_what_was_found(refine, bench):
+    bench.fails_at = 1
+    _, after = refine([Made("one", FAST_ALONE, FAST_IN_PLAN, {"us": 5.5, "in_plan": 1.0})])
+    assert [choice.option.config for choice in after] == [FAST_IN_PLAN, {"us": 5.5, "in_plan": 1.0}, FAST_IN_PLAN]
+    assert bench.asked[1] == "failed"
+
+
+def test_it_ends_in_time_and_goes_on_next_time(refine, bench, monkeypatch):
+    tactics = [Made("one", FAST_ALONE, {"us": 5.1, "in_plan": 9.0}, FAST_IN_PLAN)]
     ticks = iter(range(0, 1000, 10))
     monkeypatch.setattr(refining.time, "monotonic", lambda: next(ticks))
-    refine([Made("one", FAST_ALONE, {"us": 5.1, "in_plan": 9.0}, {"us": 5.2, "in_plan": 9.0})])
+    before, after = refine(tactics)
     assert len(bench.asked) == 1  # 15 s at level 3, 10 s a trial
+    assert after == before
+    monkeypatch.setattr(refining.time, "monotonic", lambda: 0.0)
+    assert [choice.option.config for choice in refine(tactics)[1]] == [FAST_IN_PLAN] * 3
 
 
 def test_faster_beyond_chance():

@@ -28,15 +28,17 @@ class Codes:
 
     def __init__(self) -> None:
         self.held: list[Code] = []
-        self._index: dict[tuple[bytes, str, int, int, bool, bool], int] = {}
+        self._index: dict[tuple[bytes, str, int, int, bool], int] = {}
 
     def add(self, kernel: Kernel, compiled: Compiled, median_us: float | None = None) -> int:
         """Its place. ``median_us``: of the operation that launches it."""
         code = Code(compiled.code, compiled.name, compiled.threads, compiled.shared_bytes, overlaps(kernel), prefers_shared(median_us))
-        key = (code.blob, code.name, code.threads, code.shared_bytes, code.overlaps, code.all_shared)
+        key = (code.blob, code.name, code.threads, code.shared_bytes, code.overlaps)
         if key not in self._index:
             self._index[key] = len(self.held)
             self.held.append(code)
+        elif code.all_shared:  # the division is the code's own: what one short operation needs, all have
+            self.held[self._index[key]] = code
         return self._index[key]
 
 

@@ -108,9 +108,11 @@ def _product_cuda(
     *,
     out: torch.Tensor,
 ) -> None:
+    _check_operands(x, weight, bias, residual, workspace, rank, out)
     library, device = _library(), out.device.index
     c = out if residual is None else residual
-    with torch.cuda.device(device), _made("MatmulDesc", _COMPUTE_TF32 if math == "tf32" else _COMPUTE_FLOAT, _TYPES[torch.float32]) as product:
+    compute = _COMPUTE_TF32 if math == "tf32" and x.dtype == torch.float32 else _COMPUTE_FLOAT
+    with torch.cuda.device(device), _made("MatmulDesc", compute, _TYPES[torch.float32]) as product:
         _set("MatmulDesc", product, _TRANSPOSE_A, ctypes.c_int32(1))
         _set("MatmulDesc", product, _EPILOGUE, ctypes.c_uint32((_EPILOGUES if bias is None else _WITH_BIAS)[activation]))
         if bias is not None:
@@ -126,8 +128,8 @@ def _product_cuda(
             specs = [(t.dtype, tuple(t.shape), t.stride(0)) for t in (x, weight, c, out)]
             key = (device, *specs, None if bias is None else bias.dtype, residual is None, activation, math, size)
             algorithms = _algorithms_of(key, device, product, (a, b, c_layout, d), size)
-            if rank >= len(algorithms):
-                raise BuildFailed(f"cuBLASLt: it has {len(algorithms)} algorithms for this product, number {rank} was asked for")
+            if not algorithms:
+                raise BuildFailed(f"cuBLASLt: it has no algorithm for {tuple(x.shape)} by {tuple(weight.shape)}")
             status = library.cublasLtMatmul(
                 _handle(device),
                 product,
@@ -141,12 +143,50 @@ def _product_cuda(
                 c_layout,
                 ctypes.c_void_p(out.data_ptr()),
                 d,
-                ctypes.byref(algorithms[rank]),
+                # Another version of the library, or a GPU of another size, may have fewer: the last then, which is as right.
+                ctypes.byref(algorithms[min(rank, len(algorithms) - 1)]),
                 ctypes.c_void_p(0 if workspace is None else workspace.data_ptr()),
                 ctypes.c_size_t(size),
                 ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream),
             )
             _check(status, f"cublasLtMatmul of {tuple(x.shape)} by {tuple(weight.shape)}")
+
+
+def _check_operands(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    workspace: torch.Tensor | None,
+    rank: int,
+    out: torch.Tensor,
+) -> None:
+    """Raises BuildFailed unless the operands are what the library is told they are: it gets addresses alone, and a file may say anything."""
+    rows, depth, columns = out.shape[0], weight.shape[1] if weight.dim() == 2 else -1, out.shape[-1]
+    expected = (("x", x, (rows, depth)), ("weight", weight, (columns, depth)), ("residual", residual, (rows, columns)), ("out", out, (rows, columns)))
+    for name, matrix, shape in expected:
+        if matrix is None:
+            continue
+        is_dense = matrix.dim() == 2 and (matrix.stride(1) == 1 or shape[1] == 1) and (shape[0] == 1 or matrix.stride(0) >= shape[1])
+        if tuple(matrix.shape) != shape or not is_dense or matrix.dtype not in _TYPES or matrix.device != out.device:
+            raise BuildFailed(f"cuBLASLt: {name}: expected {shape} in rows on {out.device}, got {tuple(matrix.shape)}, strides {matrix.stride()}")
+    for name, vector, size in (("bias", bias, columns), ("workspace", workspace, None)):
+        if vector is None:
+            continue
+        if not vector.is_contiguous() or vector.device != out.device or (size is not None and tuple(vector.shape) != (size,)):
+            raise BuildFailed(f"cuBLASLt: {name}: expected a dense vector on {out.device}, got {tuple(vector.shape)}, strides {vector.stride()}")
+    if not 0 <= rank < RANKS:
+        raise BuildFailed(f"cuBLASLt: expected an algorithm's number from 0 to {RANKS - 1}, got {rank}")
+
+
+def version() -> int:
+    """Of the library; 0 where it cannot be loaded."""
+    try:
+        get_version = _library().cublasLtGetVersion
+    except MissingPackage:
+        return 0
+    get_version.restype = ctypes.c_size_t
+    return int(get_version())
 
 
 def _algorithms_of(

@@ -124,7 +124,9 @@ def _time_divided(job: Job, recipe: Recipe, functions: dict[Kernel, Function], f
         return outcome
     for function in functions.values():
         function.prefer_shared(False)
-    return _time(job, recipe, functions, first, counters)
+    otherwise = _time(job, recipe, functions, first, counters)
+    # The time decides how the memory will be divided: a short one would be that of the other division.
+    return outcome if otherwise.median_us is not None and prefers_shared(otherwise.median_us) else otherwise
 
 
 def _time(job: Job, recipe: Recipe, functions: dict[Kernel, Function], first: dict[str, torch.Tensor], counters: torch.Tensor) -> Outcome:

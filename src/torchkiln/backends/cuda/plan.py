@@ -14,6 +14,8 @@ from .recipe import Ref, TensorSpec
 from .step_order import MAX_STREAMS
 
 PLAN_VERSION = 3
+#: Of a block.
+MAX_THREADS = 1024
 
 #: Where a tensor's memory is: a caller's input, a stored constant, the arena, an output that the caller will own, the zeroed counters, or memory that
 #: a torch operator allocated itself; a "value" is such a result between two calls of torch, in whatever layout it came.
@@ -75,7 +77,7 @@ class Code:
     threads: int
     shared_bytes: int
     overlaps: bool
-    all_shared: bool = True
+    all_shared: bool
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ def decode_bundle(payload: bytes) -> Bundle:
             size = entry.pop("size")
             if size < 0 or at + size > len(blobs):
                 raise CorruptEngineFile("cuda plan: its machine code is cut short")
-            codes.append(Code(blob=bytes(blobs[at : at + size]), **entry))
+            codes.append(_checked(Code(blob=bytes(blobs[at : at + size]), **entry)))
             at += size
         if at != len(blobs):
             raise CorruptEngineFile("cuda plan: more machine code than its header lists")
@@ -189,6 +191,16 @@ def decode_bundle(payload: bytes) -> Bundle:
         )
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise CorruptEngineFile(f"cuda plan: malformed: {type(error).__name__}: {error}") from error
+
+
+def _checked(code: Code) -> Code:
+    """The code, unless what a launch takes from it is of another kind than it must be: raises CorruptEngineFile."""
+    counts = (code.threads, code.shared_bytes)
+    if not all(type(count) is int and count >= 0 for count in counts) or not 1 <= code.threads <= MAX_THREADS:
+        raise CorruptEngineFile(f"cuda plan: machine code for {code.threads!r:.20} threads with {code.shared_bytes!r:.20} bytes of shared memory")
+    if type(code.name) is not str or type(code.overlaps) is not bool or type(code.all_shared) is not bool:
+        raise CorruptEngineFile(f"cuda plan: machine code {code.name!r:.50}: expected a name and two truth values")
+    return code
 
 
 def _split(payload: bytes) -> tuple[dict[str, Any], memoryview]:

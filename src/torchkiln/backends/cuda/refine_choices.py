@@ -36,6 +36,8 @@ RUNNERS_UP = 5
 SLOWER, SLOWER_US = 0.25, 0.3
 #: A plan is faster when it is by this share in the median, and in so many of the rounds.
 LEAST_GAIN, ROUNDS, MOST_ROUNDS = 0.001, 15, 12
+#: A step that cannot be captured, or memory that is short.
+_FAILURES = (CaptureFailed, BuildFailed, RuntimeError)
 #: A trial that was slower in each of the first rounds is over.
 LOST_ROUNDS = 4
 
@@ -69,19 +71,25 @@ def refine_choices(traced: Trace, choices: Sequence[Choice], level: int, cache: 
     remembered = cache.get(name)
     try:
         if remembered is None:
-            best, times_us = _search(traced, current, groups, LIMIT_S[level], pool, device)
-            cache.put(name, Entry(TACTIC, {key: list(other[:2]) for key, other in best.items()}, times_us[1], [[TACTIC, {}, times_us[0], ""]]))
+            best, times_us, is_complete = _search(traced, current, groups, LIMIT_S[level], pool, device)
+            if is_complete:  # the rest may be tried next time
+                cache.put(name, Entry(TACTIC, {key: list(other[:2]) for key, other in best.items()}, times_us[1], [[TACTIC, {}, times_us[0], ""]]))
         else:
             best = _from_entry(remembered, groups)
-    except (CaptureFailed, BuildFailed, RuntimeError) as error:  # a step that cannot be captured, or memory that is short
-        log(REJECTS, "cuda: choices cannot be tried in the plan: %s", str(error).strip().splitlines()[0] if str(error) else error)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize(device)  # raises again when the error is one that the process does not survive
+    except _FAILURES as error:
+        log(REJECTS, "cuda: choices cannot be tried in the plan: %s", _settle(error, device))
         return current
     for group in groups:
         if group.key in best:
             _put(current, group, traced.operations, best[group.key], pool)
     return current
+
+
+def _settle(error: Exception, device: torch.device) -> str:
+    """The error in a line, once the device is done. Raises again when the error is one that the process does not survive."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize(device)
+    return str(error).strip().splitlines()[0] if str(error) else type(error).__name__
 
 
 def _groups(operations: Sequence[Operation], choices: Sequence[Choice], level: int, cache: TimingCache, device: torch.device) -> list[_Group]:
@@ -118,23 +126,32 @@ def _runners_up(entry: Entry, choice: Choice) -> list[tuple[str, Config, float]]
 
 def _search(
     traced: Trace, choices: Sequence[Choice], groups: Sequence[_Group], limit_s: float, pool: WorkerPool, device: torch.device
-) -> tuple[dict[str, tuple[str, Config, float]], tuple[float, float]]:
-    """For problems whose choice another beats: that other; and the plan's microseconds with the choices as they were and as they are then."""
+) -> tuple[dict[str, tuple[str, Config, float]], tuple[float, float], bool]:
+    """For problems whose choice another beats: that other; the plan's microseconds with the choices as they were and as they are then; and whether
+    there was time for all. Raises what ``time_plans`` raises when already the first trial fails: then it is the plan that cannot be measured."""
     end = time.monotonic() + limit_s
     current, best = list(choices), dict[str, tuple[str, Config, float]]()
     trials = [(group, other) for group in groups for other in group.others]
     times_us: list[float] = []
+    is_complete = True
     for number, (group, other) in enumerate(trials):
         progress("refine", number, len(trials))
         if time.monotonic() > end:
             log(STEPS, "cuda: %d of %d runners-up tried in %.0f s", number, len(trials), limit_s)
+            is_complete = False
             break
         trial = list(current)
         if not _put(trial, group, traced.operations, other, pool):
             continue
         codes, constants = Codes(), Constants()
         plans = [assemble_plan(traced, these, codes, constants) for these in (current, trial)]
-        now, then = time_plans(plans, codes.held, constants.held, device, ROUNDS, same_results=False, enough=_is_lost)
+        try:
+            now, then = time_plans(plans, codes.held, constants.held, device, ROUNDS, same_results=False, enough=_is_lost)
+        except _FAILURES as error:
+            if not times_us:
+                raise
+            log(REJECTS, "refine %s: %s %s: %s", traced.operations[group.places[0]].label, other[0], other[1], _settle(error, device))
+            continue
         was, is_now = statistics.median(now), statistics.median(then)
         times_us = times_us or [was]
         if is_faster(then, now):
@@ -145,7 +162,7 @@ def _search(
     progress("refine", len(trials), len(trials))
     first, last = (times_us[0], times_us[-1]) if times_us else (0.0, 0.0)
     log(STEPS, "cuda: %d of %d choices are others in the plan: %.1f us instead of %.1f", len(best), len(groups), last, first)
-    return best, (first, last)
+    return best, (first, last), is_complete
 
 
 def is_faster(then: Sequence[float], now: Sequence[float]) -> bool:
@@ -177,8 +194,13 @@ def _put(choices: list[Choice], group: _Group, operations: Sequence[Operation], 
 
 
 def _digest(operations: Sequence[Operation], groups: Sequence[_Group], level: int) -> str:
-    """The same text for the same problems in the same order with the same runners-up."""
-    data = [[operation.problem.key() for operation in operations], [[group.places, group.others] for group in groups], level]
+    """The same text for the same problems in the same order, over memory that is shared alike, with the same runners-up."""
+    numbers: dict[int, int] = {}
+    wiring = [
+        [[numbers.setdefault(id(value.storage), len(numbers)), value.offset] if value is not None else None for value in (*op.inputs, *op.outputs)]
+        for op in operations
+    ]
+    data = [[operation.problem.key() for operation in operations], wiring, [[group.places, group.others] for group in groups], level]
     return "refined " + hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 

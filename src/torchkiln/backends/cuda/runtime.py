@@ -48,7 +48,8 @@ def load_codes(codes: Sequence[Code], device: torch.device) -> list[Function]:
     functions = []
     for code in codes:
         functions.append(load_function(code.blob, code.name, code.threads, code.shared_bytes, code.overlaps, device))
-        functions[-1].prefer_shared(code.all_shared)
+        with torch.cuda.device(device):
+            functions[-1].prefer_shared(code.all_shared)
     return functions
 
 

@@ -23,10 +23,24 @@ from typing import Any, TypeVar
 import torch
 
 from ...log import REJECTS, SUMMARY, log, logger
+from .cublaslt import version as cublaslt_version
 
 VARIABLE = "TORCHKILN_CACHE"
 OFF = "off"
 SCHEMA = 1
+#: What compiles, checks and chooses, beside kernels and tactics.
+_CHOOSERS = (
+    "assemble_plan.py",
+    "compile_kernel.py",
+    "cublaslt.py",
+    "driver.py",
+    "fences.py",
+    "measure.py",
+    "memory_plan.py",
+    "refine_choices.py",
+    "time_plans.py",
+    "tuner.py",
+)
 FILE_NAME = f"timing-cache-{SCHEMA}.sqlite"
 #: How long a process waits for the others' writes.
 _BUSY_S = 20.0
@@ -213,6 +227,7 @@ def environment(device: torch.device | int | None = None) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "triton": _triton_version(),
         "cudnn": torch.backends.cudnn.version(),
+        "cublaslt": cublaslt_version(),
         "sources": source_digest(),
     }
 
@@ -232,7 +247,7 @@ def source_digest() -> str:
     """SHA-256 of the tactics and kernels, and of what compiles, checks and chooses among them: their change makes timings stale."""
     root = Path(__file__).parent
     digest = hashlib.sha256()
-    files = [root / name for name in ("compile_kernel.py", "fences.py", "measure.py", "refine_choices.py", "tuner.py")]
+    files = [root / name for name in _CHOOSERS]
     for path in sorted([*files, *(path for folder in ("tactics", "kernels", "pointwise") for path in (root / folder).rglob("*.py"))]):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode() + content)

@@ -329,8 +329,7 @@ def _estimate(problem: Problem, config: Config) -> float:
     waits = (60 if groups == 1 else 20) * boxes * geometry.kernel[1]
     alone = max(products, feed) + waits + epilogue + 400
     cycles = _steps(problem, config) * max(alone, resident * max(products, feed, epilogue))
-    size = problem.outputs[0].dtype.itemsize
-    moved = sum(spec.numel for spec in (problem.inputs[0], problem.inputs[3], problem.outputs[0]) if spec is not None) * size
+    moved = sum(spec.size_bytes for spec in (problem.inputs[0], problem.inputs[3], problem.outputs[0]) if spec is not None)
     return max(cycles, moved / (19 * problem.multiprocessors)) + 0.2 * cycles - config["stages"]
 
 
