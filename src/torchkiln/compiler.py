@@ -33,7 +33,7 @@ from .quantize.calibration import Calibration
 from .quantize.calibrator import Calibrator
 from .quantize.quantize_program import QuantizedProgram, quantize_program, read_quantized_model
 from .race.attempt import Builder, reject_reports
-from .race.race import Race, find_candidates
+from .race.race import Race, check_int8, find_candidates
 from .settings import CompileSettings, op_name
 from .target import TargetGroup, group_targets
 from .verify.reference import Reference, flat_tensors, full_float32
@@ -137,7 +137,11 @@ def calibrate(model: Model, inputs: Any, calibrator: Calibrator, *, kwarg_inputs
 
 
 def _quantize(program: Program, group: TargetGroup, settings: CompileSettings, report: Report) -> QuantizedProgram | None:
-    """The program in int8, where that is asked for or the model is quantized itself. Raises UserError when nothing says the ranges."""
+    """The program in int8, where that is asked for or the model is quantized itself.
+
+    Raises UserError when nothing says the ranges, BackendUnavailable when the one backend asked for has no int8.
+    """
+    check_int8(settings)  # calibrating takes long
     if settings.calibrator is not None:
         with _phase(report, "calibrate"):
             return quantize_program(program, settings.calibrator, unsigned=all(target.device_type == "cpu" for target in group.targets))

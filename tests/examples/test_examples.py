@@ -90,9 +90,10 @@ def test_the_demo_names_peers_that_exist() -> None:
 
 def test_every_example_is_tested() -> None:
     names = {path.stem for path in EXAMPLES.glob("*.py")}
-    assert names == {"quickstart", "dynamic_shapes", "mixed_fallback", "torch_compile_backend", "other_gpus", "demo"}
+    assert names == {"quickstart", "dynamic_shapes", "mixed_fallback", "torch_compile_backend", "other_gpus", "demo", "quantize_digits"}
     assert all(f"test_{name}" in globals() for name in names)
-    assert all(len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 60 for name in names - {"demo"})
+    longer = {"demo": 110, "quantize_digits": 95}  # one measures, one trains
+    assert all(len((EXAMPLES / f"{name}.py").read_text().splitlines()) < longer.get(name, 60) for name in names)
 
 
 def test_quantize_digits(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

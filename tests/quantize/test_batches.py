@@ -52,13 +52,24 @@ def test_a_label_is_not_taken_for_an_input():
 
 
 def test_splits_into_sizes_the_engine_takes():
-    parts = list(split_batch([X], [IMAGE]))
+    parts = list(split_batch([X], [IMAGE], "batch 0"))
     assert [p[0].shape[0] for p in parts] == [4, 4]
     assert torch.equal(parts[0][0], X[:4])
     assert torch.equal(parts[1][0], torch.cat([X[4:], X[:2]]))
     ranged = Input(min_shape=(1, 3, 5, 7), opt_shape=(2, 3, 5, 7), max_shape=(5, 3, 5, 7), name="image")
-    assert [p[0].shape[0] for p in split_batch([X], [ranged])] == [5, 1]
-    assert [p[0].shape[0] for p in split_batch([X[:3]], [ranged])] == [3]
+    assert [p[0].shape[0] for p in split_batch([X], [ranged], "batch 0")] == [5, 1]
+    assert [p[0].shape[0] for p in split_batch([X[:3]], [ranged], "batch 0")] == [3]
+
+
+def test_a_batch_must_fit_every_input():
+    wide = Input(min_shape=(1, 9), opt_shape=(2, 9), max_shape=(8, 9), dtype=torch.int64, name="ids")
+    parts = list(split_batch([X, TOKENS], [IMAGE, wide], "batch 2"))
+    assert [[len(t) for t in part] for part in parts] == [[4, 4], [4, 4]], "6 is in the range of ids, not in that of image"
+    assert [[len(t) for t in part] for part in split_batch([X[:4], TOKENS], [IMAGE, wide], "batch 2")] == [[4, 6]]
+    with pytest.raises(UserError, match=r"batch 2: input 'image': expected a first dimension of 4; .* 6, 3"):
+        list(split_batch([X, TOKENS[:3]], [IMAGE, wide], "batch 2"))
+    with pytest.raises(UserError, match=r"batch 2: input 'ids': .* 4, 4"):
+        list(split_batch([X[:4], TOKENS[:4]], [IMAGE, Input((5, 9), dtype=torch.int64, name="ids")], "batch 2"))
 
 
 def test_resizes_by_repeating_and_leaving_out():

@@ -11,12 +11,17 @@ import torch
 from torch import nn
 
 import torchkiln
+from torchkiln.backends.openvino.exact_sums import has_exact_sums
+from torchkiln.backends.openvino.quantized import quantized_reason
+from torchkiln.backends.registry import get_backend
 from torchkiln.errors import BackendUnavailable, CalibrationCacheError, ParityFailed, UserError
 from torchkiln.progress import report_progress
-from torchkiln.ptq import CacheCalibrator, CalibrationAlgo, DataLoaderCalibrator, QuantizeOptions
+from torchkiln.ptq import CacheCalibrator, Calibration, CalibrationAlgo, DataLoaderCalibrator, QuantizeOptions, TensorRange
+from torchkiln.quantized_ops import register_quantized_ops
 
-from .digits import Cnn
+from .digits import Cnn, Vit
 
+_q = register_quantized_ops()
 IMAGE = torchkiln.Input((4, 1, 8, 8))
 INT8 = {torch.int8}
 
@@ -49,6 +54,7 @@ def test_backends_give_int8_s_numbers(model, backend):
         expected = model(x)
     assert 1e-4 < relative_error(engine(x), expected) < 0.05
     assert report.segments[0].precision == "int8+fp32"
+    assert any("computes it in floating point" in note for note in report.notes) is (backend != "openvino")
     assert "int8: calibrated by max over 12 samples in 2 batches" in report.notes
     assert any(n.startswith("int8: 5 of 8 layers; in floating point: ") and "the stem" in n and "(stem)" in n for n in report.notes)
 
@@ -76,6 +82,16 @@ def test_openvino_runs_int8_kernels(model):
     floats = torchkiln.compile(model, [IMAGE], backend="openvino").contents.segments[0].artifact
     assert weights < floats.tensors["weights"].numel() * 0.5, "weights are kept in 8 bits"
     assert {layer["dtype"] for layer in floats.metadata["layers"]} == {"fp32"}
+
+
+@pytest.mark.parametrize("is_exact", [True, False])
+def test_a_cpu_whose_sums_may_saturate_is_noted(model, monkeypatch, is_exact):
+    capabilities = {"architecture": "x86_64", "avx2": True, "avx512_vnni": is_exact}
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert has_exact_sums() is is_exact
+    report = torchkiln.compile(model, [IMAGE], enabled_precisions=INT8, backend="openvino", calibrator=calibrator()).report()
+    assert any("neither VNNI nor AMX" in note for note in report.notes) is not is_exact
 
 
 def test_everything_can_be_int8(model):
@@ -110,8 +126,10 @@ def test_int8_without_ranges_is_an_error(model):
 
 
 def test_a_backend_without_int8_says_so(model):
+    unread = iter(data())
     with pytest.raises(BackendUnavailable, match="backend 'onnxruntime': int8: "):
-        torchkiln.compile(model, [IMAGE], enabled_precisions=INT8, backend="onnxruntime", calibrator=calibrator())
+        torchkiln.compile(model, [IMAGE], enabled_precisions=INT8, backend="onnxruntime", calibrator=DataLoaderCalibrator(unread))
+    assert len(list(unread)) == 2, "refused before calibrating"
     report = torchkiln.compile(model, [IMAGE], enabled_precisions=INT8, calibrator=calibrator(), dryrun=True)
     assert [r.backend for r in report.rejects if r.subject == "int8"] == ["onnxruntime"]
     assert report.precision == "int8+fp32"
@@ -200,6 +218,43 @@ def test_cache_of_another_model_is_refused(model, tmp_path):
         torchkiln.compile(model, [IMAGE], enabled_precisions=INT8, calibrator=other)
 
 
+def fingerprint_of(model: nn.Module, batch: int = 4) -> str:
+    return torchkiln.ptq.calibrate(model, [torchkiln.Input((batch, 1, 8, 8))], calibrator()).fingerprint
+
+
+@pytest.mark.parametrize("name", ["layers.0.norm1.weight", "layers.1.norm2.bias", "layers.0.qkv.bias", "positions"])
+def test_every_floating_constant_tells_models_apart(name):
+    torch.manual_seed(0)
+    model = Vit().eval()
+    before = fingerprint_of(model)
+    assert fingerprint_of(model, batch=1) == before
+    with torch.no_grad():
+        model.get_parameter(name).view(-1)[3] += 0.01
+    assert fingerprint_of(model) != before
+
+
+class Token(nn.Module):
+    """Its token is expanded to the batch size, by a constant where that is small."""
+
+    def __init__(self, slope: float = 0.1) -> None:
+        super().__init__()
+        self.slope = slope
+        self.token = nn.Parameter(torch.arange(8.0).view(1, 1, 1, 8) / 8)
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1, -1), x], 2)
+        return nn.functional.leaky_relu(self.second(nn.functional.leaky_relu(self.first(x), self.slope)), self.slope).sum(-1)
+
+
+def test_a_fingerprint_is_of_the_model_not_of_the_batch_size():
+    torch.manual_seed(0)
+    model, other = Token().eval(), Token(slope=0.2).eval()
+    other.load_state_dict(model.state_dict())
+    assert len({fingerprint_of(model, batch) for batch in (1, 2, 8, 9)}) == 1
+    assert fingerprint_of(other) != fingerprint_of(model)
+
+
 @pytest.mark.parametrize(
     "content", [None, "{", "[]", '{"format": "torchkiln calibration", "version": 2}', '{"format": "torchkiln calibration", "version": 1}']
 )
@@ -209,6 +264,28 @@ def test_damaged_caches_are_refused(model, tmp_path, content):
         path.write_text(content)
     with pytest.raises(CalibrationCacheError, match=r"calib\.json"):
         torchkiln.compile(model, [IMAGE], enabled_precisions=INT8, calibrator=CacheCalibrator(path))
+
+
+@pytest.mark.parametrize(
+    "row", [{"amax": 10**400}, {"amax": -1.0}, {"amax": float("nan")}, {"min": 2.0, "max": 1.0}, {"max": None}, {"min": float("-inf")}]
+)
+def test_ranges_that_are_none_are_refused(tmp_path, row):
+    path = tmp_path / "calib.json"
+    calibration = Calibration("0", "max", 99.0, 1, 1, QuantizeOptions(), {"a.input": TensorRange(1.0, -1.0, 1.0)})
+    calibration.write(path)
+    assert Calibration.read(path) == calibration
+    content = json.loads(path.read_text())
+    content["tensors"]["a.input"].update(row)
+    path.write_text(json.dumps(content))
+    with pytest.raises(CalibrationCacheError, match=r"calib\.json"):
+        Calibration.read(path)
+
+
+def test_a_cache_nested_too_deep_is_refused(tmp_path):
+    path = tmp_path / "calib.json"
+    path.write_text("[" * 200_000)
+    with pytest.raises(CalibrationCacheError, match=r"calib\.json"):
+        Calibration.read(path)
 
 
 def test_torch_tensorrt_s_words(model, tmp_path):
@@ -257,6 +334,13 @@ class FakeQuantized(nn.Module):
         return torch.nn.functional.conv2d(x, weight, self.conv.bias).relu().flatten(1)
 
 
+def test_int8_that_was_not_asked_for_is_not_missed(monkeypatch):
+    monkeypatch.setattr(get_backend("openvino"), "no_int8", "none here")
+    report = torchkiln.compile(FakeQuantized().eval(), [IMAGE], backend="openvino").report()
+    assert report.precision == "fp32"
+    assert not any("it is enabled" in note for note in report.notes)
+
+
 @pytest.mark.parametrize(
     "spec", [IMAGE, torchkiln.Input(min_shape=(1, 1, 8, 8), opt_shape=(4, 1, 8, 8), max_shape=(9, 1, 8, 8))], ids=["fixed", "ranged"]
 )
@@ -268,6 +352,34 @@ def test_fake_quantized_models_need_no_calibrator(spec, backend):
     assert "int8: by the model's own quantize/dequantize pairs" in engine.report().notes
     with pytest.raises(UserError, match="pairs of its own"):
         torchkiln.compile(FakeQuantized().eval(), [spec], enabled_precisions=INT8, calibrator=calibrator())
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype", "words"),
+    [
+        (-128, 127, torch.int8, ""),
+        (0, 127, torch.uint8, ""),
+        (-32768, 32767, torch.int16, "not -32768 to 32767 in int16"),
+        (-128, 127, torch.int32, "not -128 to 127 in int32"),
+        (0, 255, torch.int8, "not 0 to 255 in int8"),
+    ],
+)
+def test_openvino_takes_pairs_of_8_bits(low, high, dtype, words):
+    graph = torch.fx.Graph()
+    whole = (0.1, 0, low, high, dtype)
+    pair = [graph.call_function(_q.quantize_per_tensor.default, (graph.placeholder("x"), *whole))]
+    pair.append(graph.call_function(_q.dequantize_per_tensor.default, (pair[0], *whole)))
+    graph.output(pair[1])
+    reasons = [quantized_reason(node) for node in pair]
+    assert all(reasons) if words else reasons == ["", ""]
+    assert words in reasons[0]
+
+
+@pytest.mark.parametrize("net", [nn.Sequential(nn.Conv2d(1, 4, 3), nn.Dropout(0.5)), nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))])
+def test_graphs_of_operators_that_train_are_refused(net):
+    graph = torch.export.export(net.train(), (torch.randn(4, 1, 8, 8),)).module()
+    with pytest.raises(UserError, match="training mode"):
+        torchkiln.compile(graph, [IMAGE], backend="torch")
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -180,6 +180,19 @@ def dequantized_weights(graph_module: torch.fx.GraphModule) -> Sequence[torch.Te
     return [w for n in graph_module.graph.nodes if is_dequantize(n) and (w := constant_of(read_quantization(n).source)) is not None]
 
 
+def test_a_float64_layer_stays_floating():
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6).double()
+
+        def forward(self, x):
+            return F.gelu(self.second(F.gelu(self.first(F.gelu(x))).double())).float().sum(-1)
+
+    found = quantized(Mixed(), Input((2, 6)), QuantizeOptions())
+    assert found.notes[1] == "int8: 1 of 2 layers; in floating point: 1 it computes in float64 (second)"
+
+
 def test_a_weight_read_twice_is_stored_once():
     class Twice(nn.Module):
         def __init__(self) -> None:

@@ -227,5 +227,16 @@ def _short(error: BaseException) -> str:
 
 
 def _is_operators_only(model: torch.nn.Module) -> bool:
-    """Whether this is a graph of operators, as torch.export and torchao give: the mode is in its operators, and its flag says nothing."""
-    return isinstance(model, torch.fx.GraphModule) and all(n.op != "call_module" or n.target == "_guards_fn" for n in model.graph.nodes)
+    """Whether this is a graph of operators, as torch.export and torchao give, none in training mode: its flag says nothing."""
+    if not isinstance(model, torch.fx.GraphModule):
+        return False
+    nodes = [n for module in model.modules() if isinstance(module, torch.fx.GraphModule) for n in module.graph.nodes]
+    return all(n.op != "call_module" or n.target == "_guards_fn" for n in model.graph.nodes) and not any(map(_is_training, nodes))
+
+
+def _is_training(node: torch.fx.Node) -> bool:
+    """Whether this is dropout, batch norm or another operator that is told to train."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    given = dict(zip((argument.name for argument in node.target._schema.arguments), node.args, strict=False)) | node.kwargs
+    return any(given.get(name) is True for name in ("train", "training"))

@@ -24,7 +24,7 @@ def calibrate(
     percentile: Annotated[float, typer.Option("--percentile", help="percentile: how much of the values is kept, in percent.")] = 99.99,
     shape: Shapes = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Samples in a batch. Default: as the shape says.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Files to read at most.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Files to read at most, spread evenly over the names.")] = None,
     mean: Annotated[str, typer.Option("--mean", help=f"Of {NUMBERS_HELP}")] = "0",
     std: Annotated[str, typer.Option("--std", help=f"Of {NUMBERS_HELP}")] = "1",
     stem: Annotated[bool, typer.Option("--stem", help="Quantize layers that read the model's input too.")] = False,

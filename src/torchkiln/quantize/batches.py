@@ -67,18 +67,26 @@ def _range_text(bounds: Sequence[tuple[int, int]]) -> str:
     return "x".join(["N", *rest]) if bounds else "a scalar"
 
 
-def split_batch(tensors: Sequence[torch.Tensor], inputs: Sequence[Input]) -> Iterator[list[torch.Tensor]]:
+def split_batch(tensors: Sequence[torch.Tensor], inputs: Sequence[Input], where: str) -> Iterator[list[torch.Tensor]]:
     """The batch in parts whose first dimension is within the inputs' range: whole where it fits, else in parts of the largest size.
 
-    A last part that is too small is filled up with the batch's first samples again.
+    A last part that is too small is filled up with the batch's first samples again. Raises UserError naming the batch and an input where it cannot be
+    split: its tensors differ in their first dimension, or no size is within the ranges of all inputs.
     """
-    sizes = {tensor.shape[0] for tensor in tensors if tensor.dim()}
-    if len(sizes) != 1 or any(_fits(t.shape[0], i) for t, i in zip(tensors, inputs, strict=True) if t.dim()):
-        yield list(tensors)  # where first dimensions differ, they are no batch to split
+    misfit = next((i for t, i in zip(tensors, inputs, strict=True) if t.dim() and not _fits(t.shape[0], i)), None)
+    if misfit is None:
+        yield list(tensors)
         return
-    (size,) = sizes
+    sizes = [t.shape[0] for t in tensors if t.dim()]
     smallest = max(i.min_shape[0] for i in inputs if i.min_shape)
     largest = min(i.max_shape[0] for i in inputs if i.max_shape)
+    if len(set(sizes)) != 1 or not 0 < smallest <= largest or not sizes[0]:
+        low, high = misfit.min_shape[0], misfit.max_shape[0]
+        raise UserError(
+            f"{where}: input {misfit.name!r}: expected a first dimension of {low if low == high else f'{low} to {high}'}; the batch cannot be split: "
+            f"the first dimensions of its tensors are {', '.join(map(str, sizes))}"
+        )
+    size = sizes[0]
     for start in range(0, size, largest):
         count = min(largest, size - start)
         rows = torch.arange(start, start + max(count, smallest)) % size

@@ -82,11 +82,11 @@ class Calibration:
                 data = json.load(file)
         except OSError as error:
             raise CalibrationCacheError(f"calibration cache {path}: cannot be read: {error.strerror}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CalibrationCacheError(f"calibration cache {path}: is no JSON: {error}") from error
         try:
             return _decode(data)
-        except (KeyError, TypeError, ValueError) as error:  # UserError is a ValueError
+        except (KeyError, TypeError, ValueError, OverflowError) as error:  # UserError is a ValueError
             raise CalibrationCacheError(f"calibration cache {path}: is no calibration of torchkiln: {type(error).__name__}: {error}") from error
 
 
@@ -110,10 +110,10 @@ def _decode(data: Any) -> Calibration:
 
 
 def _range(row: Any, name: str) -> TensorRange:
-    values = [float(row[key]) for key in ("amax", "min", "max")]
-    if not all(map(math.isfinite, values)) or values[0] < 0:
-        raise ValueError(f"tensor {name}: expected finite numbers and amax >= 0, got {row}")
-    return TensorRange(*values)
+    amax, low, high = (float(row[key]) for key in ("amax", "min", "max"))
+    if not all(map(math.isfinite, (amax, low, high))) or amax < 0 or low > high:
+        raise ValueError(f"tensor {name}: expected finite numbers, amax >= 0 and min <= max, got {row}")
+    return TensorRange(amax, low, high)
 
 
 def _count(value: Any, name: str) -> int:

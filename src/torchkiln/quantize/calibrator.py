@@ -122,8 +122,9 @@ class DataLoaderCalibrator:
         batches = samples = 0
         for number, batch in enumerate(self._dataloader):
             progress("calibrate", number, total)
-            inputs = [t.to(device) for t in read_batch(batch, program.inputs, f"calibrator: batch {number}")]
-            for part in split_batch(inputs, program.inputs):
+            where = f"calibrator: batch {number}"
+            inputs = [t.to(device) for t in read_batch(batch, program.inputs, where)]
+            for part in split_batch(inputs, program.inputs, where):
                 if self.sample is None:
                     self.sample = part
                 observer.run(part)

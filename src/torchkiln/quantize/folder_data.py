@@ -28,7 +28,7 @@ class FolderData:
         folder: the folder.
         spec: the model's input.
         batch_size: samples in a batch.
-        limit: files to read at most; None for all.
+        limit: files to read at most, spread evenly over the names; None for all.
         mean, std: of images, one number for all channels or one a channel.
 
     Raises UserError when there is nothing to read or something does not fit, MissingPackage for an image without Pillow.
@@ -54,7 +54,8 @@ class FolderData:
         files = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in (*ARRAYS, *IMAGES))
         if not files:
             raise UserError(f"calibration data: {folder} has no files of the kinds {', '.join((*ARRAYS, *IMAGES))}")
-        self._files = files[:limit]
+        count = min(limit or len(files), len(files))
+        self._files = [files[i * len(files) // count] for i in range(count)]
         self._mean, self._std = _per_channel(mean, "mean"), _per_channel(std, "std")
         if not bool((self._std > 0).all()):
             raise UserError(f"calibration data: std: expected numbers above 0, got {list(std)}")
@@ -85,7 +86,7 @@ class FolderData:
     def _array(self, path: Path) -> torch.Tensor:
         try:
             return torch.from_numpy(np.load(path, allow_pickle=False)).to(self._spec.dtype)
-        except (ValueError, TypeError, OSError) as error:
+        except (ValueError, TypeError, OSError, EOFError) as error:
             raise UserError(f"calibration data: {path}: is no array of numbers: {error}") from error
 
     def _image(self, path: Path) -> torch.Tensor:
@@ -95,9 +96,11 @@ class FolderData:
         channels, height, width = self._shape
         try:
             with library.open(path) as image:
+                if image.mode.startswith(("I", "F")):
+                    raise UserError(f"calibration data: {path}: has more than 8 bits a channel (mode {image.mode}): make a .npy file of it")
                 resized = image.convert("RGB" if channels == 3 else "L").resize((width, height), library.Resampling.BILINEAR)
-        except OSError as error:
-            raise UserError(f"calibration data: {path}: is no image: {error}") from error
+        except (OSError, EOFError, SyntaxError, library.DecompressionBombError) as error:
+            raise UserError(f"calibration data: {path}: is no image that can be read: {error}") from error
         pixels = torch.from_numpy(np.array(resized)).float().div(255).reshape(height, width, channels).permute(2, 0, 1)
         return ((pixels - self._mean) / self._std).to(self._spec.dtype)
 

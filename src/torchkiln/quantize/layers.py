@@ -101,6 +101,8 @@ def _shape_reason(node: Node, input_index: int, weight_index: int) -> str:
         return "its input is a constant"
     if not weight.is_floating_point():
         return "its weight holds integers"
+    if weight.dtype is torch.float64:
+        return "it computes in float64"
     if weight.dim() < 2 or (node.target is not aten.convolution.default and weight.dim() != 2):
         return "its weight is not a matrix"
     if node.target is aten.convolution.default and node.args[6]:

@@ -30,6 +30,8 @@ FINAL_BUDGET_S = 1.5
 FINALIST_RATIO = 1.25
 #: A backend whose build takes longer than this is not built again in a wider precision when the narrower one passed.
 SLOW_BUILD_S = 4.0
+#: The backends that compute a quantized graph in floating point.
+_FLOATING = (TORCH, "inductor")
 
 
 def find_candidates(
@@ -68,6 +70,14 @@ def find_candidates(
     return found
 
 
+def check_int8(settings: CompileSettings) -> None:
+    """Raises BackendUnavailable when int8 is asked of the one backend that has none."""
+    if torch.int8 in settings.enabled_precisions and settings.backend != "auto":
+        reason = get_backend(settings.backend).no_int8
+        if reason:
+            raise BackendUnavailable(f"backend {settings.backend!r}: int8: {reason}")
+
+
 def _float_settings(settings: CompileSettings) -> CompileSettings:
     """The settings as a backend reads them: int8 is in the graph, and a backend is asked for what computes all else."""
     if torch.int8 not in settings.enabled_precisions:
@@ -79,14 +89,9 @@ def _float_settings(settings: CompileSettings) -> CompileSettings:
 def _with_int8(
     backend: Backend, candidates: list[Candidate], settings: CompileSettings, report: Report, quantized: QuantizedProgram
 ) -> list[Candidate]:
-    """A backend's candidates of the quantized program, and of the program itself for the floating precisions asked for.
-
-    Raises BackendUnavailable when int8 was asked of the one backend that has none.
-    """
+    """A backend's candidates of the quantized program, and of the program itself for the floating precisions asked for."""
     asked = torch.int8 in settings.enabled_precisions
     if backend.no_int8 and asked:
-        if settings.backend != "auto":
-            raise BackendUnavailable(f"backend {backend.name!r}: int8: {backend.no_int8}")
         report.rejects.append(RejectReport("int8", "precision", backend.name, backend.no_int8))
     int8 = [replace(c, quantized=True) for c in candidates if not backend.no_int8]
     if quantized.is_own:
@@ -248,14 +253,21 @@ class Race:
         report.backend = best.candidate.backend
         report.precision = best.candidate.precision_text
         if self._quantized is not None:
-            unused = "int8: it is enabled, and the engine kept is not in int8: see the candidates"
-            report.notes += self._quantized.notes if best.candidate.quantized else [unused]
+            report.notes += self._quantized.notes if best.candidate.quantized else []
+        if not best.candidate.quantized and torch.int8 in self._settings.enabled_precisions:
+            report.notes.append("int8: it is enabled, and the engine kept is not in int8: see the candidates")
+        if best.candidate.quantized and best.candidate.backend in _FLOATING:
+            report.notes.append(f"int8: {best.candidate.backend} computes it in floating point: int8's numbers, not its speed")
         report.notes += [
             f"{segment.name}: {segment.backend} runs {int8} of {count} convolutions and matrix products by int8 kernels"
             for segment in best.contents.segments
             for int8, count in [segment.artifact.metadata.get("int8_layers") or (0, 0)]
             if count
         ]
+        if not all(segment.artifact.metadata.get("exact_sums", True) for segment in best.contents.segments):
+            report.notes.append(
+                "int8: this CPU has neither VNNI nor AMX, without which OpenVINO's sums may saturate: build on the kind of CPU it runs on"
+            )
         report.segments = best.segment_reports
         report.parity = best.parity
         report.notes += [best.engine.cuda_graph_note] if best.engine.cuda_graph_note else []

@@ -14,6 +14,7 @@ from ...partition.segment import Segment
 from ...settings import CompileSettings
 from ..contract import Candidate
 from .convert import convert_segment, serialize
+from .exact_sums import has_exact_sums
 from .layer_table import count_int8, layer_table
 from .library import import_openvino
 from .tune import best_properties
@@ -45,4 +46,5 @@ def build(segment: Segment, candidate: Candidate, settings: CompileSettings) -> 
     metadata["layers"] = layer_table(compiled)
     if candidate.quantized:
         metadata["int8_layers"] = count_int8(metadata["layers"])
+        metadata["exact_sums"] = has_exact_sums()
     return artifact

@@ -1,7 +1,8 @@
 """quantized: quantize/dequantize pairs in the form that OpenVINO's PyTorch frontend and its low-precision transformations know.
 
-The frontend makes one FakeQuantize of a pair on an activation, which the transformations turn into int8 kernels with exact sums. An int8 constant
-that is dequantized it does not know: that becomes a cast and a product with the scales, the form in which OpenVINO itself keeps int8 weights.
+The frontend makes one FakeQuantize of a pair on an activation, which the transformations turn into int8 kernels (exact_sums.py says on which
+CPUs their sums are exact). An int8 constant that is dequantized it does not know: that becomes a cast and a product with the scales, the form in
+which OpenVINO itself keeps int8 weights.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from ...dtypes import dtype_name
 from ...lower.graph_edit import constant_of, insert_call, insert_constant, refresh_value
 from ...lower.graph_edit import replace as replace_node
 from ...partition.segment import Segment
@@ -30,6 +32,8 @@ def quantized_reason(node: Node) -> str:
     if is_quantize(node):
         if own.axis is not None or not isinstance(own.scale, float) or not isinstance(own.zero_point, int):
             return "OpenVINO takes activations quantized by one constant scale"
+        if not _is_8_bit(own):
+            return f"OpenVINO takes pairs of 8 bits, not {own.low} to {own.high} in {dtype_name(own.dtype)}"
         if not node.users or not all(is_dequantize(user) and read_quantization(user).is_same_grid(own) for user in node.users):
             return "OpenVINO takes it as one half of a pair: something else reads the integers"
         return ""
@@ -37,6 +41,13 @@ def quantized_reason(node: Node) -> str:
         grid = (own.scale, own.zero_point)
         return "" if all(isinstance(part, (int, float)) or constant_of(part) is not None for part in grid) else "its scale is computed"
     return "" if is_quantize(own.source) and not quantized_reason(own.source) else "OpenVINO takes it as one half of a pair"
+
+
+def _is_8_bit(grid: Quantization) -> bool:
+    if grid.dtype not in (torch.int8, torch.uint8):
+        return False
+    info = torch.iinfo(grid.dtype)
+    return info.min <= grid.low < grid.high <= info.max
 
 
 def spell_quantized(segment: Segment) -> Segment:
