@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from ..recipe import MAX_ELEMENTS, Config, Kernel, Launch, Packed, Problem, Recipe, Tactic, TensorSpec
-from .conv_geometry import Geometry, conv_geometry, leading_dims, linear_geometry, merge_positions
+from .conv_geometry import Geometry, conv_geometry, leading_dims, linear_geometry, merge_positions, weight_of
 from .moments import combine_launch
 from .spread import spread
 
@@ -59,7 +59,7 @@ class ConvGemm:
 
 def gemm_configs(problem: Problem, geometry: Geometry, level: int, *, flat: bool) -> list[Config]:
     """What to try, the best guess first."""
-    wide = _spec(problem, 1).dtype.itemsize == 4
+    wide = weight_of(problem).dtype.itemsize == 4
     has_residual = len(problem.inputs) > 3 and problem.inputs[3] is not None
     found: list[Config] = []
     for bm, bn, bk, warps, stages in _tile_shapes(geometry, wide, flat):
@@ -108,7 +108,7 @@ def gemm_recipe(problem: Problem, geometry: Geometry, config: Config, x: str, x_
         "scratch.partial": torch.float32,
         "counters": torch.int32,
         "y0": problem.outputs[0].dtype,
-        "packed.weight": _spec(problem, 1).dtype,
+        "packed.weight": weight_of(problem).dtype,
         x: x_dtype,
     }
     axes = ("N", "C", "D", "H", "W")
@@ -269,7 +269,7 @@ def _splits(tiles: int, steps: int, multiprocessors: int) -> list[int]:
 def _estimate(problem: Problem, geometry: Geometry, config: Config, flat: bool) -> float:
     """A guess of the time in microseconds, for the order in which configurations are tried."""
     bm, bn, bk, split = config["BM"], config["BN"], config["BK"], config["split"]
-    size = _spec(problem, 1).dtype.itemsize
+    size = weight_of(problem).dtype.itemsize
     tiles = -(-geometry.rows // bm) * -(-geometry.output_channels // bn) * geometry.groups * split
     resident = max(1, min(3, 8 // config["warps"], _SHARED_BYTES // max(1, (bm + bn) * bk * size * config["stages"])))
     waves = -(-tiles // (problem.multiprocessors * resident))

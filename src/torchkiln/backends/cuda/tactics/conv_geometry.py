@@ -162,3 +162,10 @@ def _triple(values: tuple[int, ...] | list[int], fill: int) -> Triple:
 def _five(spec: TensorSpec) -> tuple[int, ...]:
     """Strides of [N, C, D, H, W]: the missing dimensions have size 1."""
     return spec.strides[:2] + (0,) * (5 - len(spec.strides)) + spec.strides[2:]
+
+
+def weight_of(problem: Problem) -> TensorSpec:
+    """The weight. Operands are of its dtype; a result may be wider, and an image that is padded first of any."""
+    weight = problem.inputs[1]
+    assert weight is not None
+    return weight

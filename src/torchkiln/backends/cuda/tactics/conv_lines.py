@@ -9,7 +9,7 @@ import torch
 
 from ..recipe import Config, Kernel, Launch, Packed, Problem, Recipe, Tactic, TensorSpec
 from .conv_gemm import ConvGemm
-from .conv_geometry import Geometry, conv_geometry
+from .conv_geometry import Geometry, conv_geometry, weight_of
 from .moments import combine_launch
 from .spread import spread
 
@@ -75,7 +75,7 @@ class ConvLines:
 
     def configs(self, problem: Problem, level: int) -> list[Config]:
         geometry = conv_geometry(problem)
-        size = _operand_size(problem)
+        size = weight_of(problem).dtype.itemsize
         found = [
             {"band": band, "BM": bm, "BN": bn, "BK": bk, "warps": warps, "stages": stages}
             for band, bm, bn, warps in _TILES
@@ -211,17 +211,10 @@ def _fits(geometry: Geometry, band: int, bm: int, bn: int, bk: int, warps: int, 
     return (bm == 64 or bm < 2 * positions) and (bn <= 32 or bn < 2 * geometry.output_channels) and (bk == 16 or bk < 2 * _k(geometry))
 
 
-def _operand_size(problem: Problem) -> int:
-    """Bytes of an element of the input and the weight; the result may be wider."""
-    weight = problem.inputs[1]
-    assert weight is not None
-    return weight.dtype.itemsize
-
-
 def _estimate(problem: Problem, geometry: Geometry, config: Config) -> float:
     """A guess of the time in cycles, for the order in which configurations are tried."""
     band, bm, bn, bk, warps, stages = (config[name] for name in ("band", "BM", "BN", "BK", "warps", "stages"))
-    size = _operand_size(problem)
+    size = weight_of(problem).dtype.itemsize
     steps = _steps(geometry, band, bk)
     by_registers = _REGISTERS // (_thread_registers(geometry, band, bm, bn, bk, warps, size) * warps * 32)
     resident = max(1, min(3, by_registers, _SHARED_BYTES // (_stage_bytes(geometry, band, bm, bn, bk, size) * stages)))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from ..recipe import Config, Kernel, Launch, Packed, Problem, Recipe, Tactic, TensorSpec
 from .conv_gemm import ConvGemm, gemm_configs, gemm_recipe
-from .conv_geometry import Geometry, conv_geometry
+from .conv_geometry import Geometry, conv_geometry, weight_of
 
 _BLOCK = 256
 
@@ -42,7 +42,7 @@ class ConvRows:
     def recipe(self, problem: Problem, config: Config) -> Recipe:
         geometry = conv_geometry(problem)
         rows = _row_geometry(geometry)
-        weight_dtype = _weight(problem).dtype
+        weight_dtype = weight_of(problem).dtype
         channels = _padded_channels(geometry)
         weight = Packed(partial(pack_rows, channels=channels, taps=_padded_taps(geometry), block=config["BK"]), ("x1",))
         recipe = gemm_recipe(problem, rows, config, "scratch.image", weight_dtype, weight, flat=False)
@@ -106,12 +106,6 @@ def _row_geometry(geometry: Geometry) -> Geometry:
         dilation=(geometry.dilation[0], geometry.dilation[1], 1),
         x_strides=(depth * height * width * channels, 1, height * width * channels, width * channels, channels),
     )
-
-
-def _weight(problem: Problem) -> TensorSpec:
-    weight = problem.inputs[1]
-    assert weight is not None
-    return weight
 
 
 TACTICS: tuple[Tactic, ...] = (ConvRows(),)
