@@ -56,7 +56,7 @@ def plans() -> dict[int, Plan]:
 def write(path: Path, plans: dict[int, Plan], low: int = 1, high: int = 5) -> Path:
     example = torch.zeros(2, 3, 7, 9)
     sizes = tuple(plans) if len(plans) > 1 else ()
-    code = Code(b"machine code", "k", 128, 0, False)
+    code = Code(b"machine code", "k", 128, 0, False, False)
     count = 1 + max(getattr(step.run, "code", 0) for plan in plans.values() for step in plan.steps)
     bundle = Bundle(list(plans.values()), [code] * count, TARGET, sizes, (True,) if sizes else (), REJECTS)
     contents = EngineContents(

@@ -47,7 +47,7 @@ def choose(operation: Operation, tactics: bool) -> Choice:
     options, rejects = options_of(operation, 0)
     own = [o for o in options if not o.tactic.startswith(LIBRARIES)] or [Option(TORCH, {}, operation.reference)]
     kernels = [launch.kernel for launch in own[0].recipe.launches if isinstance(launch, Launch)]
-    return Choice(own[0], None, {kernel: Compiled(repr(kernel).encode(), "k", 128, 0) for kernel in kernels}, rejects)
+    return Choice(own[0], None, {kernel: Compiled(repr(kernel).encode(), "k", shared_bytes=0, threads=128) for kernel in kernels}, rejects)
 
 
 def build_plan(graph_module: GraphModule, *, tactics: bool = True) -> tuple[Plan, CpuPlan, list[Operation]]:

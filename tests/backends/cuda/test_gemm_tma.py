@@ -149,7 +149,7 @@ def test_scratch_of_the_code_is_one_more_operand():
     recipe = GemmTma().recipe(linear((300, 16), 40), SMALL)
     (launch,) = recipe.launches
     assert isinstance(launch, Launch)
-    plain = Compiled(b"", "k", 128, 0)
+    plain = Compiled(b"", "k", shared_bytes=0, threads=128)
     assert with_scratch(recipe, {launch.kernel: plain}) is recipe
     given = with_scratch(recipe, {launch.kernel: replace(plain, scratch_bytes=384)})
     (with_more,) = given.launches

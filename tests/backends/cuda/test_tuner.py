@@ -56,7 +56,7 @@ class Pool:
     def compile(self, kernel):
         future = Future()
         why = dict(kernel.constants).get("broken")
-        future.set_result(why or Compiled(repr(kernel).encode(), "k", 128, 0))
+        future.set_result(why or Compiled(repr(kernel).encode(), "k", shared_bytes=0, threads=128))
         if kernel not in self.compiled:
             self.compiled.append(kernel)
         return future
@@ -92,7 +92,7 @@ def test_the_fastest_that_is_right(tune):
     (choice,), pool = tune([slow, fast, unable], [operation()])
     assert (choice.option.tactic, choice.option.config, choice.median_us) == ("fast", {"us": 3.0, "stages": 2}, 3.0)
     (launch,) = choice.option.recipe.launches
-    assert choice.codes == {launch.kernel: Compiled(repr(launch.kernel).encode(), "k", 128, 0)}
+    assert choice.codes == {launch.kernel: Compiled(repr(launch.kernel).encode(), "k", shared_bytes=0, threads=128)}
     assert choice.rejects[0] == "unable: the weight is computed"
     assert any("fast {'wrong'" in reason and "relative error 0.5" in reason for reason in choice.rejects)
     assert any("fast {'broken'" in reason and "out of shared memory" in reason for reason in choice.rejects)

@@ -126,7 +126,7 @@ def test_too_many_deaths(started):
 
 
 def test_kernels_are_compiled_once(started):
-    code = Compiled(b"cubin", "k", 128, 0)
+    code = Compiled(b"cubin", "k", shared_bytes=0, threads=128)
     with WorkerPool(90, 0, compilers=2) as pool:
         first, again = pool.compile(kernel(pickle.dumps(code))), pool.compile(kernel(pickle.dumps(code)))
         assert first is again
@@ -135,7 +135,7 @@ def test_kernels_are_compiled_once(started):
 
 
 def test_a_compiler_that_ends_is_replaced(started):
-    code = Compiled(b"cubin", "k", 128, 0)
+    code = Compiled(b"cubin", "k", shared_bytes=0, threads=128)
     with WorkerPool(90, 0, compilers=1) as pool:
         futures = [pool.compile(kernel(order)) for order in ("die", pickle.dumps(code), "die")]
         assert [future.result(30) for future in futures] == [
@@ -147,7 +147,7 @@ def test_a_compiler_that_ends_is_replaced(started):
 
 
 def test_codes_of_several_kernels(started):
-    code = Compiled(b"cubin", "k", 128, 0)
+    code = Compiled(b"cubin", "k", shared_bytes=0, threads=128)
     good, bad = kernel(pickle.dumps(code), "good"), kernel(pickle.dumps("does not compile: too large"), "bad")
     with WorkerPool(90, 0, compilers=1) as pool:
         assert compiled_of([(good, pool.compile(good))]) == ({good: code}, "")
