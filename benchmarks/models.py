@@ -19,3 +19,10 @@ def unet() -> torch.nn.Module:
 
     torch.manual_seed(0)
     return BasicUNet(spatial_dims=2, in_channels=3, out_channels=2).eval()
+
+
+def bert_base() -> torch.nn.Module:
+    """A transformer encoder of BERT-base's size, for embeddings of shape (N, tokens, 768): 12 layers, 12 heads, 3072 between the linear layers."""
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(768, 12, 3072, activation="gelu", batch_first=True, norm_first=False)
+    return torch.nn.TransformerEncoder(layer, 12, enable_nested_tensor=False).eval()

@@ -57,6 +57,10 @@ SUITES: dict[str, tuple[list[str], list[Workload]]] = {
             Workload("torchvision:deeplabv3_mobilenet_v3_large", "1x3x320x320"),
         ],
     ),
+    "cpu-int8": (
+        [*("--precision", "fp32,bf16,int8", "--device", "cpu", "--peers", "openvino,openvino-nncf,openvino-nncf-bf16")],
+        [Workload("torchvision:resnet50", "1x3x224x224"), Workload(f"{HERE / 'models.py'}:bert_base", "1x128x768")],
+    ),
     "h200": (
         [
             *("--precision", "fp16", *_H200, "--min-time", "0.6", "--rounds", "5"),

@@ -26,6 +26,9 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 #: The short names of the compute precisions, as on the command line (``--precision fp32,bf16``).
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
+#: What may be enabled, by its short name. int8 is no compute precision of its own: what is no convolution or linear layer computes in another.
+ENABLED_PRECISIONS: dict[str, torch.dtype] = {**PRECISIONS, "int8": torch.int8}
+
 #: Largest relative L2 error against float32, by the narrowest precision computed in. A rounding error of 2^-24, 2^-11 and 2^-8 per operation grows
 #: over tens of layers by one to two orders of magnitude; a wrong result is far outside. bfloat16's is 8 times float16's, as its rounding error is.
 #: int8 rounds inputs and weights of each layer to 1 part in 127 of their range, some 1 % of error a layer (docs/quantization.md).

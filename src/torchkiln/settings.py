@@ -12,12 +12,9 @@ from typing import Any
 
 import torch
 
-from .dtypes import PRECISIONS, dtype_name, parse_dtype, precision_name
+from .dtypes import ENABLED_PRECISIONS, dtype_name, parse_dtype, precision_name
 from .errors import UnknownOption, UnsupportedOption, UserError
 from .target import CURRENT, parse_names
-
-#: What may be enabled, by its short name. int8 is no compute precision of its own: what is no convolution or linear layer computes in another.
-_ENABLED = {**PRECISIONS, "int8": torch.int8}
 
 BACKEND_NAMES = ("auto", "openvino", "onnxruntime", "cuda", "inductor", "tensorrt", "torch")
 
@@ -178,7 +175,7 @@ class CompileSettings:
 
     @property
     def precision_names(self) -> list[str]:
-        return [name for name, dtype in _ENABLED.items() if dtype in self.enabled_precisions]
+        return [name for name, dtype in ENABLED_PRECISIONS.items() if dtype in self.enabled_precisions]
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> CompileSettings:
@@ -239,11 +236,11 @@ def _precisions(value: Any) -> frozenset[torch.dtype]:
     if not isinstance(value, (torch.dtype, str, Iterable)):
         raise UserError(f"enabled_precisions: expected a set of torch dtypes, got {value!r}")
     items = {value} if isinstance(value, (torch.dtype, str)) else set(value)
-    precisions: frozenset[Any] = frozenset(_ENABLED.get(v, v) if isinstance(v, str) else v for v in items)
+    precisions: frozenset[Any] = frozenset(ENABLED_PRECISIONS.get(v, v) if isinstance(v, str) else v for v in items)
     if not precisions:
         raise UserError("enabled_precisions: expected at least one precision, got none")
     for p in precisions:
-        if p not in _ENABLED.values():
+        if p not in ENABLED_PRECISIONS.values():
             raise UserError(f"enabled_precisions: expected a set of torch.float32, torch.bfloat16, torch.float16, torch.int8, got {p}")
     return precisions
 

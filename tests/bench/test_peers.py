@@ -7,7 +7,7 @@ from torch import nn
 from torchkiln import Input
 from torchkiln.bench import BenchmarkModel, BenchmarkRequest
 from torchkiln.bench.case import make_cases
-from torchkiln.bench.peers import PEERS, PRESETS, Refused, choose_peers
+from torchkiln.bench.peers import INT8_PEERS, PEERS, PRESETS, Refused, choose_peers
 from torchkiln.bench.peers.compiled import own_forward
 from torchkiln.bench.peers.contract import refuse_missing
 from torchkiln.errors import UnknownOption
@@ -17,7 +17,7 @@ from torchkiln.verify.tolerance import TOLERANCES
 from .fakes import small_model
 
 #: max-autotune is torch.compile with another mode; benchmarking its templates takes too long for a test.
-QUICK = [name for name in PEERS if name != "compile-max-autotune"]
+QUICK = [name for name in PEERS if name != "compile-max-autotune" and name not in INT8_PEERS]
 
 
 def make_case(model=None, inputs=None, **values):
@@ -52,6 +52,17 @@ def test_outputs_agree_with_the_source_model_on_every_input_set(name, precision)
         for index in (0, 1, 0):
             outputs = runner.tensors(runner.call(*runner.input_sets[index]))
             assert compare(outputs, case.references[index]).relative_error < TOLERANCES[precision]
+
+
+@pytest.mark.parametrize("name", sorted(INT8_PEERS))
+def test_int8_peers_are_calibrated_and_near_the_source_model(name):
+    case = make_case(precisions=[torch.int8], calibration_count=3)
+    assert len(case.calibration_sets) == 3
+    runner = build(name, case, torch.int8)
+    assert "NNCF" in runner.options
+    with torch.inference_mode():
+        error = compare(runner.tensors(runner.call(*runner.input_sets[0])), case.references[0]).relative_error
+    assert 1e-4 < error < TOLERANCES[torch.int8]  # not the float model under another name
 
 
 class DictOutput(nn.Module):

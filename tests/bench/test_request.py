@@ -18,7 +18,9 @@ MODEL = BenchmarkModel("net", small_model(), [torchkiln.Input((2, 3, 9, 11))])
         ({"models": []}, "at least one model"),
         ({"models": [MODEL, MODEL]}, "names must differ"),
         ({"precisions": ()}, "precisions"),
-        ({"precisions": (torch.int8,)}, "precisions: expected different ones of"),
+        ({"precisions": (torch.float64,)}, "precisions: expected different ones of"),
+        ({"calibration_count": 0}, "calibration_count"),
+        ({"engine_options": {"calibrator": None}}, "calibrator"),
         ({"precisions": (torch.float32, torch.float32)}, "precisions"),
         ({"min_time_s": 0}, "min_time_s: expected a number > 0, got 0"),
         ({"max_build_s": float("nan")}, "max_build_s"),
@@ -40,6 +42,7 @@ def test_values_that_make_no_sense(values, message):
     [
         (("net", None, [torch.ones(1)]), "expected a model, an engine or both"),
         (("net", small_model(), []), "at least one input"),
+        (("net", small_model(), [torch.ones(1)], None, (), []), "calibration: expected at least one batch"),
         (("net", small_model(), [torch.ones(1), (1, 3)]), r"inputs\[1\]: expected a torchkiln.Input or a tensor, got tuple"),
     ],
 )

@@ -11,8 +11,10 @@ from torch import nn
 from torchkiln import Input
 from torchkiln.bench import BenchmarkModel, BenchmarkRequest, run_benchmark
 from torchkiln.bench import run as bench_run
+from torchkiln.bench.case import make_cases
 from torchkiln.bench.peers import PEERS
 from torchkiln.bench.peers.contract import Refusal, Refused, Runner
+from torchkiln.bench.peers.engine import compile_engine
 from torchkiln.bench.results_file import as_json, from_json
 from torchkiln.errors import BackendUnavailable, MissingPackage, UnknownOption, UserError
 from torchkiln.fp32_math import SWITCHES
@@ -75,6 +77,34 @@ def test_a_row_for_each_runner_and_precision_with_all_figures():
     assert rows["eager", "fp32"].relative_error == 0
     assert 1e-5 < rows["eager", "bf16"].relative_error < 5e-2
     assert from_json(as_json(result)) == result
+
+
+def test_int8_rows_are_the_engines_and_the_int8_peers():
+    calibrated = []
+
+    def build(case, precisions, options):
+        calibrated.append((torch.int8 in precisions, len(case.calibration_sets)))
+        return build_exact(case, precisions, options)
+
+    result = run(build_engine=build, peers=["eager", "openvino-nncf"], precisions=[torch.float32, torch.int8], calibration_count=2)
+    assert {(row.runner, row.precision) for row in result.rows} == {
+        *(("eager", "fp32"), ("openvino-nncf", "int8")),
+        *(("torchkiln", precision) for precision in ("fp32", "int8", "auto")),
+    }
+    assert calibrated == [(False, 2), (True, 2), (True, 2)]
+    assert all(row.status == "ok" for row in result.rows), [row.reason for row in result.rows]
+
+
+def test_the_engine_is_calibrated_on_the_models_own_data():
+    batches = [(torch.full(SHAPE, 3.0),), (torch.full(SHAPE, -5.0),)]
+    middle = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)).eval()
+    entry = BenchmarkModel("net", middle, [Input(SHAPE)], calibration=batches)
+    result = run(models=[entry], build_engine=compile_engine, precisions=[torch.int8], engine_options={"backend": "openvino"})
+    (row,) = result.rows
+    assert (row.status, row.precision, row.chosen_precision) == ("ok", "int8", "int8+fp32"), row.reason
+    assert 1e-4 < row.relative_error < 0.25
+    (case,) = make_cases(BenchmarkRequest(models=[entry], precisions=[torch.int8]), entry)
+    assert [batch[0].amax() for batch in case.calibration_sets] == [3.0, -5.0]
 
 
 def test_the_engine_may_use_each_precision_and_then_any():

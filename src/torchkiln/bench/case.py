@@ -17,6 +17,9 @@ from .request import BenchmarkModel, BenchmarkRequest
 
 InputSet = tuple[Tensor, ...]
 
+#: Far from the seeds of the inputs.
+_CALIBRATION_SEED = 1_000_000
+
 
 @dataclass
 class Case:
@@ -26,6 +29,7 @@ class Case:
         model: the source model on ``device``, never changed; peers take ``copy_model``. None when only an engine is at hand.
         input_specs: what the caller promises to pass, for the engine's builder.
         input_sets: the inputs of each call in turn, in the caller's dtypes, on ``device``.
+        calibration_sets: what int8 is calibrated on, in the caller's dtypes, on ``device``; empty when no int8 is measured.
         references: for each input set, the source model's outputs in float32, flat.
     """
 
@@ -35,6 +39,7 @@ class Case:
     input_sets: list[InputSet]
     device: torch.device
     num_threads: int
+    calibration_sets: list[InputSet] = field(default_factory=list)
     references: list[list[Tensor]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -82,15 +87,27 @@ def make_cases(request: BenchmarkRequest, entry: BenchmarkModel) -> Iterator[Cas
     for resolution in request.sweep_resolution or (None,):
         items = entry.inputs if resolution is None else _at_resolution(entry, resolution)
         sets = [tuple(_tensor(item, request.seed + 1000 * n + i, n).to(device) for i, item in enumerate(items)) for n in range(request.input_count)]
+        specs = tuple(item if isinstance(item, Input) else Input.of(item) for item in items)
         yield Case(
             name=entry.name,
             model=model,
-            input_specs=tuple(item if isinstance(item, Input) else Input.of(item) for item in items),
+            input_specs=specs,
             input_sets=sets,
             device=device,
             num_threads=request.num_threads or torch.get_num_threads(),
+            calibration_sets=[tuple(t.to(device) for t in batch) for batch in _calibration(request, entry, specs)],
             notes=list(entry.notes),
         )
+
+
+def _calibration(request: BenchmarkRequest, entry: BenchmarkModel, specs: Sequence[Input]) -> Sequence[Sequence[Tensor]]:
+    """The batches to calibrate int8 on: the model's own, or random ones that no call has."""
+    if torch.int8 not in request.precisions:
+        return ()
+    if entry.calibration is not None:
+        return entry.calibration
+    seeds = range(request.seed + _CALIBRATION_SEED, request.seed + _CALIBRATION_SEED + request.calibration_count)
+    return [[spec.random(seed=seed + 1000 * i) for i, spec in enumerate(specs)] for seed in seeds]
 
 
 def _tensor(item: Input | Tensor, seed: int, set_index: int) -> Tensor:

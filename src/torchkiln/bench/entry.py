@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..dtypes import PRECISIONS
+from ..dtypes import ENABLED_PRECISIONS
 from ..errors import MissingPackage
 from ..log import STEPS, log
 from ..verify.parity import Parity, compare
@@ -157,7 +157,7 @@ def is_noisy(latency: Latency) -> bool:
 def _judge(row: Row, request: BenchmarkRequest) -> None:
     if row.relative_error is None:
         return
-    allowed = [PRECISIONS[row.precision]] if row.precision in PRECISIONS else list(request.precisions)
+    allowed = [ENABLED_PRECISIONS[row.precision]] if row.precision in ENABLED_PRECISIONS else list(request.precisions)
     tolerance = tolerance_for(True, allowed, torch.device(row.device))
     assert tolerance is not None  # None is for checks turned off
     row.within_tolerance = row.relative_error <= tolerance

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..dtypes import PRECISIONS
+from ..dtypes import ENABLED_PRECISIONS
 from ..errors import UserError
 from ..inputs import Input
 
@@ -25,6 +25,7 @@ class BenchmarkModel:
         inputs: one Input (drawn at random, seeded) or example tensor for each positional argument.
         engine: a ready engine to measure instead of building one.
         notes: shown in every row of this model.
+        calibration: for int8: batches of real data, each as the inputs are. None: random ones, which say nothing about accuracy.
     """
 
     name: str
@@ -32,10 +33,13 @@ class BenchmarkModel:
     inputs: Sequence[Input | torch.Tensor]
     engine: Any = None
     notes: Sequence[str] = ()
+    calibration: Sequence[Sequence[torch.Tensor]] | None = None
 
     def __post_init__(self) -> None:
         if self.model is None and self.engine is None:
             raise UserError(f"benchmark model {self.name!r}: expected a model, an engine or both, got neither")
+        if self.calibration is not None and not self.calibration:
+            raise UserError(f"benchmark model {self.name!r}: calibration: expected at least one batch, got none")
         if not self.inputs:
             raise UserError(f"benchmark model {self.name!r}: expected at least one input, got none")
         for index, item in enumerate(self.inputs):
@@ -50,7 +54,7 @@ class BenchmarkRequest:
     Attributes:
         models: each is measured by itself, with all its runners interleaved.
         precisions: each runner gets a row at each of these it can compute in; with more than one, the engine also gets a row "auto",
-            in which it may use any of them.
+            in which it may use any of them. At torch.int8 the engine and the peers of ``INT8_PEERS`` are calibrated, on the same data.
         device: default the first model's parameters' device, or the CPU.
         peers: "all", "seed" (eager, traced and scripted), "none", or names from ``torchkiln.bench.peers.PEERS``.
         engine_options: options for ``torchkiln.compile`` (backend, min_block_size, ...), without enabled_precisions, device, inputs.
@@ -67,6 +71,7 @@ class BenchmarkRequest:
             only; a ready engine stays as it was built.
         clock: "host" (``perf_counter_ns`` around the call and a device synchronise) or "events" (CUDA events: device time alone).
         input_count: how many different random inputs the calls rotate through.
+        calibration_count: for int8: how many random batches to calibrate on, where the model brings none.
         sweep_resolution: instead of the given height and width, measure at each of these (square).
         num_threads: CPU threads of every runner; default ``torch.get_num_threads()``.
         seed: of the random inputs and of the order of the runners.
@@ -90,6 +95,7 @@ class BenchmarkRequest:
     tf32: bool | None = None
     clock: str = "host"
     input_count: int = 1
+    calibration_count: int = 16
     sweep_resolution: Sequence[int] = ()
     num_threads: int | None = None
     seed: int = 0
@@ -101,11 +107,13 @@ class BenchmarkRequest:
         names = [m.name for m in self.models]
         if len(set(names)) != len(names):
             raise UserError(f"benchmark: models: names must differ, got {', '.join(names)}")
-        if not self.precisions or any(p not in PRECISIONS.values() for p in self.precisions) or len(set(self.precisions)) != len(self.precisions):
-            raise UserError(f"benchmark: precisions: expected different ones of torch.float32, torch.bfloat16, torch.float16, got {self.precisions}")
+        known = ENABLED_PRECISIONS.values()
+        if not self.precisions or any(p not in known for p in self.precisions) or len(set(self.precisions)) != len(self.precisions):
+            expected = ", ".join(map(str, known))
+            raise UserError(f"benchmark: precisions: expected different ones of {expected}, got {self.precisions}")
         for name in ("min_time_s", "max_time_s", "max_build_s"):
             _positive(name, getattr(self, name), 0)
-        for name in ("min_samples", "rounds", "input_count", *(("num_threads",) if self.num_threads is not None else ())):
+        for name in ("min_samples", "rounds", "input_count", "calibration_count", *(("num_threads",) if self.num_threads is not None else ())):
             _positive(name, getattr(self, name), 1)
         for name in ("warm_up_s", "pause_s", "settle_s"):
             if getattr(self, name) < 0:
@@ -116,7 +124,7 @@ class BenchmarkRequest:
             raise UserError(f"benchmark: clock: expected 'host' or 'events', got {self.clock!r}")
         if self.tf32 is not None and any(entry.engine is not None for entry in self.models):
             raise UserError("benchmark: tf32: a ready engine computes as it was built; leave tf32 out, or give the model instead of the engine")
-        for name in ("enabled_precisions", "device", "inputs", *(("disable_tf32",) if self.tf32 is not None else ())):
+        for name in ("enabled_precisions", "device", "inputs", "calibrator", *(("disable_tf32",) if self.tf32 is not None else ())):
             if name in self.engine_options:
                 raise UserError(f"benchmark: engine_options: {name!r} is set by the benchmark itself; use BenchmarkRequest's own fields")
 

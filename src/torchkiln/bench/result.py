@@ -37,7 +37,7 @@ class Row:
 
     Attributes:
         shape: the inputs' shapes, as "1x3x224x224", several joined by ",".
-        precision: "fp32", "bf16", "fp16", or "auto" for an engine that may use any of those asked.
+        precision: "fp32", "bf16", "fp16", "int8", or "auto" for an engine that may use any of those asked.
         status: one of STATUSES; ``reason`` explains all but "ok".
         latency_ms: None unless status is "ok".
         throughput_per_s: batch items (first dimension of the first input) per second at the median latency.

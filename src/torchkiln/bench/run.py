@@ -18,7 +18,7 @@ from .case import Case, make_cases
 from .entry import Entry, finish_entry, make_entry
 from .environment import command_line, describe_environment
 from .measuring import CLOCKS, Plan, measure, synchronizer
-from .peers import choose_peers
+from .peers import INT8_PEERS, choose_peers
 from .peers.contract import Peer, Refusal
 from .peers.engine import EngineBuilder, compile_engine, engine_runner
 from .progress import Progress, show_progress
@@ -87,7 +87,8 @@ def _run_case(
 
 def _steps(case: Case, model: BenchmarkModel, peers: list[Peer], request: BenchmarkRequest, build_engine: EngineBuilder) -> Iterator[Step]:
     """In building order: quick peers, the engine, slow peers."""
-    yield from (_peer_step(case, peer, p, request) for peer in peers if not peer.slow_build for p in request.precisions)
+    measured = [(peer, p) for peer in peers for p in request.precisions if (p == torch.int8) == (peer.name in INT8_PEERS)]
+    yield from (_peer_step(case, peer, p, request) for peer, p in measured if not peer.slow_build)
     if model.engine is not None:
         engine = model.engine
         yield _engine_step(case, engine.report().precision, lambda: engine, request, ready=True)
@@ -97,7 +98,7 @@ def _steps(case: Case, model: BenchmarkModel, peers: list[Peer], request: Benchm
             wanted.append(("auto", frozenset(request.precisions)))
         for label, enabled in wanted:
             yield _engine_step(case, label, partial(build_engine, case, enabled, _engine_options(request)), request)
-    yield from (_peer_step(case, peer, p, request) for peer in peers if peer.slow_build for p in request.precisions)
+    yield from (_peer_step(case, peer, p, request) for peer, p in measured if peer.slow_build)
 
 
 def _peer_step(case: Case, peer: Peer, precision: torch.dtype, request: BenchmarkRequest) -> Step:
@@ -185,7 +186,7 @@ def _cudnn_benchmark(device: torch.device) -> bool:
 def _settings(request: BenchmarkRequest) -> dict[str, object]:
     """How it was measured, for who reads the file."""
     names = ("min_time_s", "min_samples", "max_time_s", "rounds", "warm_up_s", "pause_s", "settle_s", "max_build_s")
-    more = ("transfers", "tf32", "clock", "input_count", "seed")
+    more = ("transfers", "tf32", "clock", "input_count", "calibration_count", "seed")
     return {
         **{name: getattr(request, name) for name in (*names, *more)},
         "precisions": [precision_name(p) for p in request.precisions],

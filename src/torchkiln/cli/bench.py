@@ -29,7 +29,7 @@ def bench(
     min_shape: MinShapes = None,
     opt_shape: OptShapes = None,
     max_shape: MaxShapes = None,
-    precision: Annotated[str, typer.Option("--precision", help="Precisions to measure at, joined by commas: fp32,bf16,fp16.")] = "fp32",
+    precision: Annotated[str, typer.Option("--precision", help="Precisions to measure at, joined by commas: fp32,bf16,fp16,int8.")] = "fp32",
     peers: Annotated[str, typer.Option("--peers", help=PEERS_HELP)] = "all",
     backend: Annotated[str, typer.Option("--backend", help="The engine's backend.")] = "auto",
     optimization_level: Annotated[int | None, typer.Option("--optimization-level", min=0, max=5, help="How hard the builder tries.")] = None,
@@ -60,24 +60,23 @@ def bench(
     from .. import bench as benchmark
     from ..bench.charts import require_matplotlib
     from ..bench.request import BenchmarkRequest
-    from ..dtypes import parse_precision
-    from ..errors import UserError
+    from ..dtypes import ENABLED_PRECISIONS
     from .shapes import parse_inputs
 
     if report is not None:
         require_matplotlib()  # minutes of measuring must not end with a missing package
     given = parse_inputs(shape or (), min_shape or (), opt_shape or (), max_shape or ())
-    try:
-        precisions = [parse_precision(p) for p in comma_list([precision])]
-    except UserError as error:
-        raise typer.BadParameter(str(error), param_hint="--precision") from error
+    names = comma_list([precision])
+    for name in names:
+        if name not in ENABLED_PRECISIONS:
+            raise typer.BadParameter(f"unknown precision {name!r}: expected one of {', '.join(ENABLED_PRECISIONS)}", param_hint="--precision")
     with watch("loading models"):
         entries = [_entry(m, given, seed=seed, weights=weights, device=device, threads=threads, trusted=trusted) for m in models]
     for entry in entries:
         print_notes(entry.notes)
     request = BenchmarkRequest(
         models=entries,
-        precisions=precisions,
+        precisions=[ENABLED_PRECISIONS[name] for name in names],
         device=device,
         peers=comma_list([peers]),
         engine_options={"backend": backend, **({} if optimization_level is None else {"optimization_level": optimization_level})},

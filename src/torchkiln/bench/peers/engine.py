@@ -20,10 +20,13 @@ EngineBuilder = Callable[[Case, frozenset[torch.dtype], Mapping[str, Any]], Any]
 def compile_engine(case: Case, precisions: frozenset[torch.dtype], options: Mapping[str, Any]) -> Any:
     """``torchkiln.compile`` on a copy of the source model."""
     from ...compiler import compile
+    from ...ptq import DataLoaderCalibrator
 
     assert case.model is not None  # without one, the request brings a ready engine
 
     settings = {"num_threads": case.num_threads, **options}
+    if torch.int8 in precisions:
+        settings["calibrator"] = DataLoaderCalibrator(case.calibration_sets)
     engine = compile(copy.deepcopy(case.model), list(case.input_specs), enabled_precisions=set(precisions), device=case.device, **settings)
     if not callable(engine):
         raise UserError("benchmark: engine_options: dryrun builds nothing to measure; leave it out")

@@ -31,27 +31,35 @@ class OpenVINO:
         return None
 
     def build(self, case: Case, precision: torch.dtype) -> Runner:
-        import openvino as ov
+        return openvino_runner(convert(case), case, precision)
 
-        input_sets = case.cast_inputs(torch.float32)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.export.export(case.copy_model(torch.float32), input_sets[0], strict=False)
-            model = ov.convert_model(program)
-        # The frontend leaves sizes open; fixed ones let the CPU plugin choose kernels and memory once.
-        model.reshape({i: list(t.shape) for i, t in enumerate(input_sets[0])})
-        compiled = ov.Core().compile_model(
-            model,
-            "CPU",
-            {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": case.num_threads},
-        )
-        actual = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        if actual != _HINTS[precision]:
-            raise Refused(Refusal("skipped", f"computes in {actual} when asked for {precision_name(precision)} on this processor"))
-        request = compiled.create_infer_request()
-        call = _Call(request, ov.Tensor)
-        arrays = [tuple(t.contiguous().numpy() for t in inputs) for inputs in input_sets]
-        return Runner(call, arrays, call.tensors, f"LATENCY, {_HINTS[precision]}, {case.num_threads} threads", on_device=False)
+
+def convert(case: Case) -> Any:
+    """The case's model in float32 as an ``openvino.Model`` of fixed shapes."""
+    import openvino as ov
+
+    (inputs, *_) = case.cast_inputs(torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = ov.convert_model(torch.export.export(case.copy_model(torch.float32), inputs, strict=False))
+    # The frontend leaves sizes open; fixed ones let the CPU plugin choose kernels and memory once.
+    model.reshape({i: list(t.shape) for i, t in enumerate(inputs)})
+    return model
+
+
+def openvino_runner(model: Any, case: Case, precision: torch.dtype) -> Runner:
+    """An ``openvino.Model`` compiled for the CPU with ``precision`` as its hint. Raises Refused where the processor computes in another."""
+    import openvino as ov
+
+    options = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": case.num_threads}
+    compiled = ov.Core().compile_model(model, "CPU", options)
+    actual = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if actual != _HINTS[precision]:
+        raise Refused(Refusal("skipped", f"computes in {actual} when asked for {precision_name(precision)} on this processor"))
+    request = compiled.create_infer_request()
+    call = _Call(request, ov.Tensor)
+    arrays = [tuple(t.contiguous().numpy() for t in inputs) for inputs in case.cast_inputs(torch.float32)]
+    return Runner(call, arrays, call.tensors, f"LATENCY, {_HINTS[precision]}, {case.num_threads} threads", on_device=False)
 
 
 class _Call:
