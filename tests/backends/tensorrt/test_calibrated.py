@@ -48,7 +48,7 @@ def test_calibrated_layers_are_int8_kernels_of_the_plan():
     (segment,) = engine.contents.segments
     # TensorRT-RTX describes its kernels in the plan, as text: which tensors each reads, and their types.
     text = bytes(segment.artifact.payload).decode("latin-1")
-    types = {name: kind for name, kind in re.findall(r'tensor=\{[^\n]* name="([^"]+)"[^\n]* type=(\w+) \}', text)}
+    types = dict(re.findall(r'tensor=\{[^\n]* name="([^"]+)"[^\n]* type=(\w+) \}', text))
     products = re.findall(r'(?:corrltn|fully_connected|gemm)=\{ name="([^"]+)" output=\{[^}]*\} input=\{"([^"]+)" "([^"]+)"', text)
     int8 = {name for name, data, weight in products if types.get(data) == types.get(weight) == "int8"}
     assert int8 == {"node_convolution_1", "node_convolution_2", "node_linear"}, products
