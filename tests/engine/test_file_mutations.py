@@ -139,6 +139,8 @@ def test_forged_graphs(original, attempt):
     refused = 0
     for path in paths:
         for odd in rng.sample(ODD_VALUES, 4):
+            if path[-1] == "kwargs" and odd == {}:  # a graph without the alpha: as good as the original
+                continue
             forged = {**members, name: json.dumps(_replaced(graph, path, odd)).encode()}
             refused += attempt(signed(forged), f"graph {path} = {odd!r}") is not None
     assert refused > 100
