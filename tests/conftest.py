@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import sys
 import types
@@ -14,8 +15,17 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run under Triton's interpreter; it must be chosen before Triton is imported
 
+from quick_export import quicken
 from torchkiln.backends.contract import Candidate, Reject
 from torchkiln.backends.registry import BACKENDS, get_backend
+
+quicken()
+
+
+def pytest_collection_finish():
+    """What imports made stays: collections of garbage in tests need not look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):

@@ -10,13 +10,14 @@ import pytest
 CODE = """
 import torch, torchkiln
 x = torch.randn(1, 3, 8, 8)
-engine = torchkiln.compile(torch.nn.Conv2d(3, 4, 3).eval(), [x], backend={backend!r})
-engine(x)
-assert float.fromhex("0x1p-1060") / 2 > 0, "subnormal numbers are flushed to zero"
+for backend in ("openvino", "onnxruntime"):
+    engine = torchkiln.compile(torch.nn.Conv2d(3, 4, 3).eval(), [x], backend=backend)
+    engine(x)
+    assert float.fromhex("0x1p-1060") / 2 > 0, f"{backend} flushes subnormal numbers to zero"
 """
 
 
-@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
-def test_subnormal_numbers_stay(backend):
-    pytest.importorskip(backend)
-    subprocess.run([sys.executable, "-c", CODE.format(backend=backend)], check=True)
+def test_subnormal_numbers_stay():
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnxruntime")
+    subprocess.run([sys.executable, "-c", CODE], check=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch.fx import GraphModule, Node
@@ -19,6 +19,7 @@ from torchkiln.lower.convert_precision import convert_precision
 from torchkiln.lower.graph_edit import fake_mode_of
 from torchkiln.lower.pipeline import lower
 
+Precision = torch.dtype | None
 PRECISIONS = (None, torch.float16, torch.bfloat16)
 TOLERANCES = {None: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
@@ -41,7 +42,22 @@ def check(
     channels_last: bool = False,
 ) -> GraphModule:
     """The graph after ``run``, whose invariants hold and whose outputs are those of the graph before."""
-    before = lowered(model, shapes, precision)
+    return _check(lowered(model, shapes, precision), shapes, run, precision, channels_last)
+
+
+def check_each(model: torch.nn.Module, *shapes: tuple[int, ...], run: Callable[[GraphModule], object]) -> Iterator[tuple[Precision, GraphModule]]:
+    """``check`` in each of PRECISIONS, of one capture."""
+    captured = lowered(model, shapes)
+    for precision in PRECISIONS:
+        before = copy.deepcopy(captured)
+        if precision:
+            convert_precision(before, precision)
+        yield precision, _check(before, shapes, run, precision)
+
+
+def _check(
+    before: GraphModule, shapes: Sequence[tuple[int, ...]], run: Callable[[GraphModule], object], precision: Precision, channels_last: bool = False
+) -> GraphModule:
     after = copy.deepcopy(before)
     run(after)
     check_graph(after)

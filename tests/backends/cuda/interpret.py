@@ -29,7 +29,9 @@ def make(spec: TensorSpec, generator: torch.Generator, fill: float | None = None
 def interpret_kernel(kernel: Kernel, grid: tuple[int, int, int], tensors: list[torch.Tensor]) -> None:
     """One launch under Triton's interpreter."""
     import triton
+    from tests.backends.cuda.quick_interpreter import quicken
 
+    quicken()
     if kernel.source:
         function = triton.jit(load_source(kernel))
     else:
@@ -93,8 +95,8 @@ def reference(problem: Problem, inputs: list[torch.Tensor | None]) -> list[torch
     return list(results) if isinstance(results, (list, tuple)) else [results]
 
 
-def check(tactic: Tactic, problem: Problem, config: dict[str, Any], tolerance: float, seed: int = 0) -> None:
-    """The recipe's outputs are the reference's, on random inputs, every element written."""
+def check(tactic: Tactic, problem: Problem, config: dict[str, Any], tolerance: float, seed: int = 0) -> list[torch.Tensor]:
+    """The recipe's outputs, which are the reference's, on random inputs, every element written."""
     generator = torch.Generator().manual_seed(seed)
     inputs = [None if spec is None else make(spec, generator) for spec in problem.inputs]
     operands = {f"x{i}": t for i, t in enumerate(inputs) if t is not None}
@@ -106,3 +108,4 @@ def check(tactic: Tactic, problem: Problem, config: dict[str, Any], tolerance: f
         assert (tuple(got.shape), got.dtype) == (spec.shape, spec.dtype)
         error = (got.float() - expected).norm() / expected.norm().clamp_min(1e-12)
         assert error <= tolerance, f"{tactic.name} {config}: y{index}: relative error {error:.3g}"
+    return [held[f"y{index}"] for index in range(len(problem.outputs))]

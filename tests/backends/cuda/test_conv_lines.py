@@ -12,7 +12,7 @@ import pytest
 import torch
 from tests.backends.cuda.interpret import check
 from tests.backends.cuda.problems import conv_problem
-from tests.backends.cuda.test_moments import check_moments, run
+from tests.backends.cuda.test_moments import check_moments
 
 from torchkiln.backends.cuda.recipe import Problem, TensorSpec
 from torchkiln.backends.cuda.tactics.conv_lines import ConvLines, pack_lines
@@ -107,16 +107,14 @@ def test_configs_compute_the_same(name):
 def test_moments(name, config):
     both = with_moments(CASES[name])
     assert ConvLines().reject(both) == ""
-    check(ConvLines(), both, config, TOLERANCE[torch.float16])
-    check_moments(*run(ConvLines().recipe(both, config), both))
+    check_moments(*check(ConvLines(), both, config, TOLERANCE[torch.float16]))
 
 
 @pytest.mark.parametrize("config", BANDS, ids=lambda config: f"{config['band']}-{config['BM']}")
 @pytest.mark.parametrize("name", ["3x3", "3-D residual"])
 def test_moments_of_bands(name, config):
     both = with_moments(CASES[name])
-    check(ConvLines(), both, config, TOLERANCE[torch.float16])
-    check_moments(*run(ConvLines().recipe(both, config), both))
+    check_moments(*check(ConvLines(), both, config, TOLERANCE[torch.float16]))
 
 
 def test_strides_of_the_output_are_kept():

@@ -30,7 +30,7 @@ def accesses(draw):
 
 
 @given(accesses(), accesses())
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=200)
 def test_what_shares_an_element_may_overlap(a, b):
     if elements(a) & elements(b):
         assert may_overlap(a, b)

@@ -179,12 +179,12 @@ def test_rejects():
     assert "bias is computed" in tactic.reject(replace(CASES["3x3"], constants=(False, True, False, False, False)))
 
 
-#: EfficientNet-B0's and ConvNeXt's, beside the small ones.
+#: EfficientNet-B0's and ConvNeXt's, beside the small ones. The first is what test_compile_targets compiles: of the others one takes a minute.
 LARGE = [
+    depthwise((1, 1152, 7, 7), (5, 5), padding=2, activation="silu", op="conv_pooled"),
     depthwise((128, 480, 14, 14), (5, 5), padding=2, activation="silu", op="conv_pooled"),
     depthwise((128, 32, 112, 112), (3, 3), padding=1, activation="silu", op="conv_pooled"),
     depthwise((128, 144, 56, 56), (3, 3), stride=2, padding=1, activation="silu"),
-    depthwise((1, 1152, 7, 7), (5, 5), padding=2, activation="silu", op="conv_pooled"),
     depthwise((1, 96, 56, 56), (7, 7), padding=3),
 ]
 COMPILE_CASES = [

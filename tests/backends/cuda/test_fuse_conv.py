@@ -9,7 +9,7 @@ from torch import nn
 
 from torchkiln.backends.cuda.passes.fuse_conv import fuse_conv
 
-from .fusion import PRECISIONS, calls, check, ops, rejects
+from .fusion import calls, check, check_each, ops, rejects
 
 ACTIVATIONS = {
     "relu": (torch.relu, 0.0),
@@ -52,19 +52,23 @@ def fused(core, *, precision=None, shape=(2, 5, 9, 11), channels_last=False):
     return check(model, shape, run=fuse_conv, precision=precision, channels_last=channels_last)
 
 
+def fused_each(core, shape=(2, 5, 9, 11)):
+    torch.manual_seed(0)
+    return check_each(Net(core, len(shape) - 2), shape, run=fuse_conv)
+
+
 def epilogues(after):
     """(has a residual, activation) of each convolution after the stem."""
     return [(node.args[3] is not None, node.args[11]) for node in calls(after, "conv")[1:]]
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_activations(name, precision):
+def test_activations(name):
     function, alpha = ACTIVATIONS[name]
-    after = fused(lambda x, a, b: function(a(x)), precision=precision)
-    assert epilogues(after) == [(False, name)]
-    assert calls(after, "conv")[1].args[12] == alpha
-    assert ops(after) == {"conv": 2} | ({"_to_copy": 1} if precision else {})  # of the output
+    for precision, after in fused_each(lambda x, a, b: function(a(x))):
+        assert epilogues(after) == [(False, name)]
+        assert calls(after, "conv")[1].args[12] == alpha
+        assert ops(after) == {"conv": 2} | ({"_to_copy": 1} if precision else {})  # of the output
 
 
 @pytest.mark.parametrize("case", CLAMPS)
@@ -80,15 +84,14 @@ def test_other_activations_stay(name):
     assert sum(ops(after).values()) > 2
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("shape", [(2, 5, 9), (2, 5, 9, 11), (1, 5, 7, 5, 6)])
 @pytest.mark.parametrize("is_first", [False, True])
-def test_residual_then_activation(is_first, shape, precision):
-    after = fused(lambda x, a, b: torch.relu(a(x) + x if is_first else x + a(x)), precision=precision, shape=shape)
-    assert epilogues(after) == [(True, "relu")]
-    assert calls(after, "conv")[1].args[3] is calls(after, "conv")[0]
-    assert ops(after)["conv"] == 2
-    assert not ops(after).keys() & {"add", "relu", "convolution"}
+def test_residual_then_activation(is_first, shape):
+    for _, after in fused_each(lambda x, a, b: torch.relu(a(x) + x if is_first else x + a(x)), shape):
+        assert epilogues(after) == [(True, "relu")]
+        assert calls(after, "conv")[1].args[3] is calls(after, "conv")[0]
+        assert ops(after)["conv"] == 2
+        assert not ops(after).keys() & {"add", "relu", "convolution"}
 
 
 @pytest.mark.parametrize("precision", [None, torch.float16])

@@ -9,7 +9,7 @@ from torch import nn
 
 from torchkiln.backends.cuda.passes.fuse_linear import fuse_linear
 
-from .fusion import PRECISIONS, calls, check, ops, rejects
+from .fusion import calls, check, check_each, ops, rejects
 
 
 class Net(nn.Module):
@@ -27,6 +27,11 @@ class Net(nn.Module):
 def fused(core, shape=(3, 7, 24), precision=None):
     torch.manual_seed(0)
     return check(Net(core), shape, run=fuse_linear, precision=precision)
+
+
+def fused_each(core, shape=(3, 7, 24)):
+    torch.manual_seed(0)
+    return check_each(Net(core), shape, run=fuse_linear)
 
 
 def epilogues(after):
@@ -51,23 +56,21 @@ MATRICES = {
 }
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("case", FUSED)
-def test_fused(case, precision):
+def test_fused(case):
     core, epilogue = FUSED[case]
-    after = fused(core, precision=precision)
-    assert epilogues(after) == [epilogue]
-    assert ops(after) == {"linear": 1} | ({"_to_copy": 2} if precision else {})
-    assert tuple(calls(after, "linear")[0].meta["val"].shape) == (3, 7, 24)
+    for precision, after in fused_each(core):
+        assert epilogues(after) == [epilogue]
+        assert ops(after) == {"linear": 1} | ({"_to_copy": 2} if precision else {})
+        assert tuple(calls(after, "linear")[0].meta["val"].shape) == (3, 7, 24)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("case", MATRICES)
-def test_matrices(case, precision):
+def test_matrices(case):
     core, epilogue = MATRICES[case]
-    after = fused(core, (13, 24), precision)
-    assert epilogues(after) == [epilogue]
-    assert ops(after) == {"linear": 1} | ({"_to_copy": 2} if precision else {})
+    for precision, after in fused_each(core, (13, 24)):
+        assert epilogues(after) == [epilogue]
+        assert ops(after) == {"linear": 1} | ({"_to_copy": 2} if precision else {})
 
 
 def test_transposed_weight_is_stored_once():

@@ -9,7 +9,7 @@ from torch import nn
 
 from torchkiln.backends.cuda.passes.fuse_norms import fuse_norms
 
-from .fusion import PRECISIONS, calls, check, ops, rejects
+from .fusion import calls, check, check_each, ops, rejects
 
 
 class Around(nn.Module):
@@ -42,12 +42,20 @@ class Core(nn.Module):
         return self.function(self.norm, y)
 
 
-def fused(core, shape=(2, 3, 7, 9), precision=None):
+def around(core, shape):
     torch.manual_seed(0)
     model = Around(core, len(shape) - 2)
     for parameter in model.core.parameters():
         nn.init.normal_(parameter)
-    return check(model, shape, run=fuse_norms, precision=precision)
+    return model
+
+
+def fused(core, shape=(2, 3, 7, 9), precision=None):
+    return check(around(core, shape), shape, run=fuse_norms, precision=precision)
+
+
+def fused_each(core, shape=(2, 3, 7, 9)):
+    return check_each(around(core, shape), shape, run=fuse_norms)
 
 
 NORMS = {
@@ -63,18 +71,17 @@ NORMS = {
 }
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("case", NORMS)
-def test_casts_are_taken_in(case, precision):
+def test_casts_are_taken_in(case):
     name, core = NORMS[case]
-    after = fused(core, precision=precision)
-    (node,) = calls(after, name)
-    assert node.args[-1] == (precision or torch.float32)
-    assert node.meta["val"].dtype == node.all_input_nodes[0].meta["val"].dtype == (precision or torch.float32)
-    assert ops(after)["_to_copy"] == (2 if precision else 0)
-    assert ops(after)["convolution"] == 2
-    if name == "group_norm":
-        assert node.args[1] == {"group": 4, "group without weights": 3}.get(case, 12)
+    for precision, after in fused_each(core):
+        (node,) = calls(after, name)
+        assert node.args[-1] == (precision or torch.float32)
+        assert node.meta["val"].dtype == node.all_input_nodes[0].meta["val"].dtype == (precision or torch.float32)
+        assert ops(after)["_to_copy"] == (2 if precision else 0)
+        assert ops(after)["convolution"] == 2
+        if name == "group_norm":
+            assert node.args[1] == {"group": 4, "group without weights": 3}.get(case, 12)
 
 
 @pytest.mark.parametrize("dims", [1, 3])
@@ -93,16 +100,15 @@ EPILOGUES = {
 }
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("case", EPILOGUES)
 @pytest.mark.parametrize("norm", [nn.GroupNorm(4, 12), nn.InstanceNorm2d(12)])
-def test_epilogues_of_group_norm(norm, case, precision):
+def test_epilogues_of_group_norm(norm, case):
     function, (has_residual, activation, alpha) = EPILOGUES[case]
-    after = fused(Core(norm, function), precision=precision)
-    (node,) = calls(after, "group_norm")
-    assert (node.args[4] is not None, node.args[6], node.args[7]) == (has_residual, activation, alpha)
-    assert node.args[8] == (precision or torch.float32)
-    assert ops(after) == {"convolution": 2, "group_norm": 1} | ({"_to_copy": 2} if precision else {})
+    for precision, after in fused_each(Core(norm, function)):
+        (node,) = calls(after, "group_norm")
+        assert (node.args[4] is not None, node.args[6], node.args[7]) == (has_residual, activation, alpha)
+        assert node.args[8] == (precision or torch.float32)
+        assert ops(after) == {"convolution": 2, "group_norm": 1} | ({"_to_copy": 2} if precision else {})
 
 
 @pytest.mark.parametrize("precision", [None, torch.float16])

@@ -59,13 +59,13 @@ def check_placement(buffers, placement, live_together):
 
 
 @given(one_stream())
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 def test_live_tensors_do_not_overlap(buffers):
     check_placement(buffers, plan_memory(buffers), lambda a, b: a.first_step <= b.last_step and b.first_step <= a.last_step)
 
 
 @given(several_streams())
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 def test_live_tensors_do_not_overlap_with_streams(case):
     buffers, before = case
 
@@ -95,7 +95,7 @@ def programs(draw):
 
 
 @given(programs(), st.randoms(use_true_random=False))
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=150)
 def test_every_legal_order_reads_what_was_written(program, generator):
     """Runs the program byte range by byte range: a tensor that somebody overwrote too early is seen."""
     reads, before, in_place, sizes = program
@@ -136,7 +136,7 @@ def test_not_in_place(size, later, order):
 
 
 @given(st.lists(SIZES, min_size=1, max_size=40))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 def test_chains_meet_the_lower_bound(sizes):
     """Each step reads what the one before wrote."""
     buffers = [Buffer(size, step, step + 1) for step, size in enumerate(sizes)]

@@ -41,14 +41,6 @@ CASES = {
 }
 
 
-def run(recipe: Recipe, problem: Problem, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    operands = {f"x{i}": make(spec, generator) for i, spec in enumerate(problem.inputs) if spec is not None}
-    operands |= {f"y{i}": make(spec, generator, fill=float("nan")) for i, spec in enumerate(problem.outputs)}
-    held = interpret(recipe, operands)
-    return held["y0"], held["y1"]
-
-
 def check_moments(y: torch.Tensor, moments: torch.Tensor, tolerance: float = 1e-5) -> None:
     """They are those of the rounded result, each of them."""
     variance, mean = torch.var_mean(y.double(), list(range(2, y.dim())), correction=0)
@@ -75,8 +67,7 @@ def test_op(dtype):
 def test_conv_gemm(name):
     problem = CASES[name]
     assert ConvGemm().reject(problem) == ""
-    check(ConvGemm(), problem, SMALL, TOLERANCE[problem.outputs[0].dtype])
-    check_moments(*run(ConvGemm().recipe(problem, SMALL), problem))
+    check_moments(*check(ConvGemm(), problem, SMALL, TOLERANCE[problem.outputs[0].dtype]))
 
 
 @pytest.mark.parametrize("tile", [(32, 32, 1), (64, 16, 1), (16, 32, 3), (32, 16, 2)])
@@ -84,8 +75,7 @@ def test_conv_gemm(name):
 def test_tiles(name, tile):
     problem = CASES[name]
     config = {**SMALL, "BM": tile[0], "BN": tile[1], "split": tile[2]}
-    check(ConvGemm(), problem, config, TOLERANCE[torch.float16])
-    check_moments(*run(ConvGemm().recipe(problem, config), problem))
+    check_moments(*check(ConvGemm(), problem, config, TOLERANCE[torch.float16]))
 
 
 def test_configs_are_those_of_the_convolution():
@@ -112,8 +102,7 @@ def test_then_moments(tactic):
     problem = moments_problem(x, weight, padding=weight[-1] // 2, activation="relu")
     assert tactic.reject(problem) == ""
     for config in tactic.configs(problem, 5)[-1:]:
-        check(tactic, problem, config, TOLERANCE[torch.float16])
-        check_moments(*run(tactic.recipe(problem, config), problem))
+        check_moments(*check(tactic, problem, config, TOLERANCE[torch.float16]))
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 61, 83), (1, 5, 70, 7, 10)])

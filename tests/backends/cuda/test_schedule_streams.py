@@ -19,7 +19,7 @@ def graphs(draw):
 
 
 @given(graphs())
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 def test_random_graphs(case):
     needs, times, pinned, streams = case
     found = schedule(needs, times, pinned, streams)

@@ -27,7 +27,7 @@ def closure(streams, edges):
 
 
 @given(steps())
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 def test_order_is_the_closure(case):
     streams, waits = case
     before, expected = order_of(streams, waits), closure(streams, waits)
@@ -36,7 +36,7 @@ def test_order_is_the_closure(case):
 
 
 @given(steps())
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 def test_waits_suffice_and_none_can_go(case):
     streams, needs = case
     waits = reduced_waits(streams, needs)
