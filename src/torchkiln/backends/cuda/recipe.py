@@ -17,6 +17,8 @@ from ...dtypes import dtype_name
 
 Config = dict[str, Any]
 
+#: What kernels compute in.
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 #: Kernels take pointers that are aligned to this.
 ALIGNMENT_BYTES = 16
 #: Kernels count elements in 32 bits.

@@ -10,6 +10,7 @@ from ...engine.graph_capture import CAPTURING, record
 from ...errors import BuildFailed
 from .plan import Code, Plan
 from .recipe import TensorSpec
+from .replay_us import replay_us
 from .runtime import LoadedPlan, load_codes
 
 #: A plan is replayed for this long between two readings of the clock.
@@ -43,11 +44,11 @@ def time_plans(
             with CAPTURING:
                 # The outputs are kept, as their memory is the graph's.
                 graphs.append((loaded, *record(loaded.run, inputs, device, torch.cuda.graph_pool_handle())))
-        replays = [max(1, round(ROUND_US / max(_replay_us(graph, 3), 1.0))) for _, graph, _ in graphs]
+        replays = [max(1, round(ROUND_US / max(replay_us(graph, 3), 1.0))) for _, graph, _ in graphs]
         times: list[list[float]] = [[] for _ in graphs]
         for _ in range(rounds):
             for place, (_, graph, _) in enumerate(graphs):
-                times[place].append(_replay_us(graph, replays[place]))
+                times[place].append(replay_us(graph, replays[place]))
             if enough(times):
                 break
         if same_results:
@@ -66,16 +67,6 @@ def _check_results(plans: Sequence[Plan], graphs: Sequence[tuple[LoadedPlan, tor
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
     """Its bytes, so that NaNs are compared too."""
     return tensor.contiguous().view(torch.uint8) if tensor.dim() else tensor.reshape(1).view(torch.uint8)
-
-
-def _replay_us(graph: torch.cuda.CUDAGraph, replays: int) -> float:
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    for _ in range(replays):
-        graph.replay()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) * 1e3 / replays
 
 
 def _random(spec: TensorSpec, generator: torch.Generator) -> torch.Tensor:

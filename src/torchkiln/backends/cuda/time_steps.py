@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from .replay_us import replay_us
 from .runtime import LoadedPlan, own_flags
 
 #: A step is captured this often into one graph.
@@ -31,15 +32,7 @@ def time_steps(loaded: LoadedPlan, inputs: Sequence[torch.Tensor], repeats: int)
                 for _ in range(LAUNCHES):
                     launch(stream.cuda_stream)
             graph.replay()
-            times = []
-            for _ in range(repeats):
-                start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-                start.record(stream)
-                graph.replay()
-                end.record(stream)
-                end.synchronize()
-                times.append(start.elapsed_time(end) * 1e3 / LAUNCHES)
-            found.append(statistics.median(times))
+            found.append(statistics.median(replay_us(graph) / LAUNCHES for _ in range(repeats)))
             memory._arena.copy_(before)
             launch(stream.cuda_stream)  # outside the graph's memory, which goes with the graph
             stream.synchronize()

@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Node
 from ....fused_ops import attention as _attention  # noqa: F401  (registers the operator)
 from ....lower.graph_edit import call_functions, constant_of, fake_mode_of, insert_call, insert_constant
 from ....lower.remove_dead_code import remove_dead_code
+from ..recipe import FLOATS
 from .emit import can_view, copy_of, put
 
 aten = torch.ops.aten
@@ -19,7 +20,6 @@ aten = torch.ops.aten
 _PRODUCTS = (aten.matmul.default, aten.bmm.default)
 _VIEWS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
 _SOFTMAXES = (aten.softmax.int, aten._softmax.default)
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class _Refused(Exception):
@@ -108,7 +108,7 @@ class _Rewriter:
         for step in steps:
             if len(step.users) != 1:
                 raise _Refused(f"{step.name} has {len(step.users)} users: attention does not write its weights")
-            if step.meta["val"].dtype not in _FLOATS or _shape(step)[-2:] != _shape(softmax)[-2:]:
+            if step.meta["val"].dtype not in FLOATS or _shape(step)[-2:] != _shape(softmax)[-2:]:
                 raise _Refused(f"{step.name} between softmax and product changes more than the batch")
         if softmax.args[1] not in (-1, softmax.meta["val"].dim() - 1):
             raise _Refused(f"softmax over dimension {softmax.args[1]}, not the last")
@@ -160,7 +160,7 @@ class _Rewriter:
     def _addend(self, addend: Node, scores: tuple[int, ...], batch: tuple[int, ...], before: Node) -> Node:
         """``addend``, broadcast to scores of that shape, as the op takes it: [W, H or 1, S or 1, T or 1]."""
         value = addend.meta["val"]
-        if value.dtype not in _FLOATS:
+        if value.dtype not in FLOATS:
             raise _Refused(f"{addend.name}, added to the scores, is {value.dtype}")
         if value.dim() > len(scores):
             raise _Refused(f"{addend.name} has more dimensions than the scores it is added to")
@@ -259,7 +259,7 @@ def _scores_before(softmax: Node) -> _Scores | None:
                 raise _Refused(f"{node.name} changes more of the scores than the batch")
             node = args[0]
         elif target is aten.clone.default or (target is aten._to_copy.default and set(node.kwargs) == {"dtype"}):
-            if node.meta["val"].dtype not in _FLOATS:
+            if node.meta["val"].dtype not in FLOATS:
                 raise _Refused(f"{node.name} makes the scores {node.meta['val'].dtype}")
             node = args[0]
         else:
@@ -341,7 +341,7 @@ def _check(q: Node, k: Node, v: Node, leading: tuple[int, ...]) -> None:
         raise _Refused(f"dynamic shapes {shapes}")
     if any(tuple(shape[:-2]) != leading for shape in shapes) or shapes[1][-2] != shapes[2][-2] or shapes[0][-1] != shapes[1][-1]:
         raise _Refused(f"q, k and v of shapes {shapes}: batches or heads broadcast")
-    if any(value.dtype not in _FLOATS or value.dtype != values[0].dtype for value in values):
+    if any(value.dtype not in FLOATS or value.dtype != values[0].dtype for value in values):
         raise _Refused(f"q, k and v are {', '.join(str(value.dtype) for value in values)}")
 
 

@@ -10,6 +10,7 @@ from torch.fx import GraphModule, Node
 from ....fused_ops import conv as _conv  # noqa: F401  (registers the operator)
 from ....lower.graph_edit import call_functions
 from ....lower.remove_dead_code import remove_dead_code
+from ..is_matrix_product import is_matrix_product
 from .emit import emit
 from .epilogue import Epilogue, fuse_activations, fuse_residuals
 from .match import FLOATS, arguments_of, dtype_of, is_cast, reject, shape_of
@@ -23,9 +24,7 @@ MOST_CAST_CHANNELS = 16
 def _is_product(conv: Node) -> bool:
     """Whether the convolution is one matrix product: tactics of those add a residual at the speed of memory, others seldom."""
     arguments = arguments_of(conv)
-    if arguments["transposed"] or arguments["groups"] != 1:
-        return False
-    return {*shape_of(conv.args[1])[2:], *arguments["stride"]} == {1} and not any(arguments["padding"])
+    return is_matrix_product(shape_of(conv.args[1]), *(arguments[name] for name in ("stride", "padding", "transposed", "groups")))
 
 
 _EPILOGUE = Epilogue(torch.ops.torchkiln.conv.default, residual=3, activation=11, alpha=12, suits_residual=_is_product)

@@ -14,6 +14,7 @@ from ....fused_ops import conv_excite as _conv_excite  # noqa: F401
 from ....fused_ops import squeeze_excite as _squeeze_excite  # noqa: F401
 from ....lower.graph_edit import call_functions, constant_of, insert_call, insert_constant
 from ....lower.remove_dead_code import remove_dead_code
+from ..is_matrix_product import is_matrix_product
 from .emit import emit, put
 from .match import FLOATS, Refused, activation_of, arguments_of, dtype_of, is_cast, reject, shape_of, widened
 
@@ -191,7 +192,7 @@ def _scale_convolution(graph_module: GraphModule, product: Node, gate: Node) -> 
         reject(graph_module, product, f"{conv.name} reads the gated activation: no convolution")
         return False
     _, weight, bias, stride, padding, dilation, transposed, output_padding, groups = conv.args
-    if transposed or groups != 1 or any(size != 1 for size in (*shape_of(weight)[2:], *stride)) or any(padding):  # type: ignore[misc,arg-type]
+    if not is_matrix_product(shape_of(weight), stride, padding, transposed, groups):  # type: ignore[arg-type]
         reject(graph_module, product, f"{conv.name} reads the gated activation: not 1x1 with stride 1, ungrouped")
         return False
     args = (x, weight, bias, None, gate, stride, padding, dilation, transposed, output_padding, groups, "none", 0.0)

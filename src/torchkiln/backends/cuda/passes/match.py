@@ -10,10 +10,9 @@ from torch.fx import GraphModule, Node
 
 from ....lower.graph_edit import users_of_output
 from ....lower.remove_redundant_casts import is_lossless
+from ..recipe import FLOATS
 
 aten = torch.ops.aten
-
-FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 _PLAIN_ACTIVATIONS = {
     aten.relu.default: "relu",

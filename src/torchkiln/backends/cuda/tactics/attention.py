@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 
-from ..recipe import Config, Kernel, Launch, Packed, Problem, Recipe, Ref, TensorSpec, TorchCall
+from ..recipe import FLOATS, Config, Kernel, Launch, Packed, Problem, Recipe, Ref, TensorSpec, TorchCall
 from .reduce import power_of_two
 
 _LOG2_E = 1.4426950408889634
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 #: Bytes of shared memory that a block may have, less what Triton takes for reductions.
 _SHARED_BYTES = {80: 160 << 10, 86: 96 << 10, 89: 96 << 10}
 #: Above it, the sum of bias and mask (a row for each window and head) is not stored: it costs memory for every layer.
@@ -34,7 +33,7 @@ def _problem_reject(problem: Problem) -> str:
     assert q is not None
     assert k is not None
     assert v is not None
-    if q.dtype not in _FLOATS or k.dtype != q.dtype or v.dtype != q.dtype:
+    if q.dtype not in FLOATS or k.dtype != q.dtype or v.dtype != q.dtype:
         return f"q, k and v are {q.dtype}, {k.dtype} and {v.dtype}: expected one floating dtype of 16 or 32 bits"
     for name, spec in zip(("q", "k", "v", "bias", "mask"), problem.inputs, strict=True):
         if spec is not None and (spec.numel == 0 or spec.span >= 2**31):

@@ -11,6 +11,7 @@ from ..recipe import Config, Kernel, Launch, Packed, Problem, Recipe, Tactic, Te
 from .conv_gemm import ConvGemm
 from .conv_geometry import Geometry, conv_geometry, weight_of
 from .moments import combine_launch
+from .multiprocessor import REGISTERS, TILE_BYTES
 from .spread import spread
 
 #: Accumulators, one a tap, share the registers.
@@ -38,8 +39,6 @@ _TILES = (
     (4, 64, 32, 4),
     (4, 128, 32, 8),
 )
-_SHARED_BYTES = 220 * 1024
-_REGISTERS = 65536
 
 
 class ConvLines:
@@ -82,7 +81,7 @@ class ConvLines:
             for bk in (16, 32, 64)
             if _fits(geometry, band, bm, bn, bk, warps, size)
             for stages in (2, 3, 4, 5)
-            if stages <= max(2, _steps(geometry, band, bk)) and _stage_bytes(geometry, band, bm, bn, bk, size) * stages <= _SHARED_BYTES
+            if stages <= max(2, _steps(geometry, band, bk)) and _stage_bytes(geometry, band, bm, bn, bk, size) * stages <= TILE_BYTES
         ]
         ranked = sorted(found, key=lambda config: _estimate(problem, geometry, config))
         return spread(ranked, ("band", "BM", "BN", "warps"), 8)[: (1, 2, 4, 8, 16, 32)[level]]
@@ -205,7 +204,7 @@ def _fits(geometry: Geometry, band: int, bm: int, bn: int, bk: int, warps: int, 
     if bk * bn * size < 4 * 32 * warps:
         return False
     registers = _thread_registers(geometry, band, bm, bn, bk, warps, size)
-    if registers > 250 or registers * warps * 32 > _REGISTERS:
+    if registers > 250 or registers * warps * 32 > REGISTERS:
         return False
     positions = _bands(geometry, band) * _length(geometry)
     return (bm == 64 or bm < 2 * positions) and (bn <= 32 or bn < 2 * geometry.output_channels) and (bk == 16 or bk < 2 * _k(geometry))
@@ -216,8 +215,8 @@ def _estimate(problem: Problem, geometry: Geometry, config: Config) -> float:
     band, bm, bn, bk, warps, stages = (config[name] for name in ("band", "BM", "BN", "BK", "warps", "stages"))
     size = weight_of(problem).dtype.itemsize
     steps = _steps(geometry, band, bk)
-    by_registers = _REGISTERS // (_thread_registers(geometry, band, bm, bn, bk, warps, size) * warps * 32)
-    resident = max(1, min(3, by_registers, _SHARED_BYTES // (_stage_bytes(geometry, band, bm, bn, bk, size) * stages)))
+    by_registers = REGISTERS // (_thread_registers(geometry, band, bm, bn, bk, warps, size) * warps * 32)
+    resident = max(1, min(3, by_registers, TILE_BYTES // (_stage_bytes(geometry, band, bm, bn, bk, size) * stages)))
     tiles = _tiles(geometry, band, bm, 1) * -(-geometry.output_channels // bn)
     waves = -(-tiles // (problem.multiprocessors * resident))
     # A multiprocessor does about 1400 fp16 products a cycle (tiles of 64 columns and more) and loads about 32 bytes a cycle from L2, fewer in short

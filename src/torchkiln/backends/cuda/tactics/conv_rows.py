@@ -6,15 +6,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from math import prod
 
 import torch
 import torch.nn.functional as F
 
-from ..recipe import Config, Kernel, Launch, Packed, Problem, Recipe, Tactic, TensorSpec
+from ..recipe import Config, Packed, Problem, Recipe, Tactic, TensorSpec
 from .conv_gemm import ConvGemm, gemm_configs, gemm_recipe
 from .conv_geometry import Geometry, conv_geometry, weight_of
-
-_BLOCK = 256
+from .padded_image import pad_launch
 
 
 class ConvRows:
@@ -46,27 +46,8 @@ class ConvRows:
         channels = _padded_channels(geometry)
         weight = Packed(partial(pack_rows, channels=channels, taps=_padded_taps(geometry), block=config["BK"]), ("x1",))
         recipe = gemm_recipe(problem, rows, config, "scratch.image", weight_dtype, weight, flat=False)
-        depth, height, width = rows.spatial
-        positions = geometry.batch * depth * height * width
-        recipe.scratch["image"] = TensorSpec.contiguous((positions * channels,), weight_dtype)
-        constants = {
-            "TOTAL": positions,
-            "C": geometry.input_channels,
-            "CP": channels,
-            **dict(zip(("D", "H", "W"), geometry.spatial, strict=True)),
-            **dict(zip(("DP", "HP", "WP"), rows.spatial, strict=True)),
-            **dict(zip(("PD", "PH", "PW"), geometry.padding, strict=True)),
-            **{f"X{axis}": stride for axis, stride in zip("NCDHW", geometry.x_strides, strict=True)},
-            "BLOCK": _BLOCK,
-            "PDL": problem.capability >= 90,
-        }
-        x = problem.inputs[0]
-        assert x is not None
-        pad = Launch(
-            Kernel("conv:pad_channels", (x.dtype, weight_dtype), tuple(constants.items()), 4, 1),
-            (-(-positions // _BLOCK), 1, 1),
-            ("x0", "scratch.image"),
-        )
+        recipe.scratch["image"] = TensorSpec.contiguous((geometry.batch * prod(rows.spatial) * channels,), weight_dtype)
+        pad = pad_launch(problem, weight_dtype, channels, geometry.spatial, rows.spatial, geometry.padding, geometry.x_strides)
         return replace(recipe, launches=(pad, *recipe.launches))
 
 

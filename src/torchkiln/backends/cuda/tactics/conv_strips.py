@@ -3,6 +3,7 @@ row once for all taps of a column."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,7 +13,9 @@ from ..recipe import ALIGNMENT_BYTES, Config, Kernel, Launch, Packed, Problem, R
 from .conv_gemm import ConvGemm
 from .conv_geometry import Geometry, Triple, conv_geometry
 from .moments import combine_launch
+from .multiprocessor import MEMORY_BYTES, REGISTERS, SHARED_BYTES
 from .spread import spread
+from .strips import Strips, best_rows
 
 
 @dataclass(frozen=True)
@@ -65,14 +68,15 @@ class ConvStrips:
             return "an empty tensor"
         if not _aligned(x):
             return f"reads channels that lie next to each other, and positions that are multiples of {ALIGNMENT_BYTES} bytes apart"
-        if not _candidates(problem):
+        if not any(_candidates(problem, geometry)):
             return "weights and sums that fit no multiprocessor"
         return ""
 
     def configs(self, problem: Problem, level: int) -> list[Config]:
-        if level < 5 and conv_geometry(problem).rows < 64 * 4 * problem.multiprocessors:
+        geometry, volume = conv_geometry(problem), _volume(problem)
+        if level < 5 and geometry.rows < 64 * 4 * problem.multiprocessors:
             return []  # a program has a few steps: to fill its sums and make the descriptors takes longer than it saves
-        ranked = sorted(_candidates(problem), key=lambda config: _estimate(problem, config))
+        ranked = sorted(_candidates(problem, geometry), key=lambda config: _estimate(problem, geometry, volume, config))
         return spread(ranked, ("TD", "TW", "BN", "turned", "resident"), 8)[: (1, 3, 8, 16, 32, 64)[level]]
 
     def recipe(self, problem: Problem, config: Config) -> Recipe:
@@ -81,7 +85,8 @@ class ConvStrips:
         has_bias, has_residual = problem.inputs[2] is not None, problem.inputs[3] is not None
         moments = problem.op == "conv_moments"
         blocks, tail = _blocks(geometry, config)
-        programs = _programs(problem, config)
+        strips = _strips(problem, geometry, volume, config)
+        programs = strips.programs(config["rows"])
         boxes = _aligned(y) and y.dtype.itemsize == 2
         x_strides = _filled(volume.x_strides, volume.images, volume.spatial)
         y_strides = _filled(volume.y_strides, volume.images, volume.out_spatial) if boxes else volume.y_strides
@@ -125,7 +130,7 @@ class ConvStrips:
         scratch: dict[str, TensorSpec] = {}
         counters = 0
         if moments:
-            parts = _strips(volume, config) // volume.images
+            parts = strips.count(config["rows"]) // volume.images
             scratch["parts"] = TensorSpec.contiguous((volume.images, parts, 3, geometry.output_channels), torch.float32)
             combine, counters = combine_launch(problem, parts, scratch)
             launches.append(combine)
@@ -225,10 +230,8 @@ _TILES = (
     (256, 64, 8, True, False),
     (128, 128, 8, True, False),
 )
-#: Shared memory of a multiprocessor, what a program may have at most, and what it takes beside its tiles: the system's KiB, barriers.
-_SHARED_BYTES = 228 * 1024
+#: What a program takes of shared memory beside its tiles: the system's KiB, barriers.
 _PROGRAM_BYTES = 1024 + 1024
-_REGISTERS = 65536
 #: Of a thread: beside its sums, and the most that sums may take before the rest is spilled.
 _OTHER_REGISTERS = 60
 _SUM_REGISTERS = 192
@@ -236,11 +239,10 @@ _SUM_REGISTERS = 192
 _READ_REGISTERS = 64
 
 
-def _candidates(problem: Problem) -> list[Config]:
+def _candidates(problem: Problem, geometry: Geometry) -> Iterator[Config]:
     """What fits, with two shapes of each tile and two heights of strips."""
-    geometry, volume = conv_geometry(problem), _volume(problem)
+    volume = _volume(problem)
     size, kernel = problem.outputs[0].dtype.itemsize, geometry.kernel
-    found: list[Config] = []
     for bm, bn, warps, turned, resident in _TILES:
         sums = kernel[1] * bm * bn // (32 * warps)
         beside = bm * bn // (32 * warps) if problem.inputs[3] is not None else 0
@@ -264,15 +266,15 @@ def _candidates(problem: Problem) -> list[Config]:
                 # Of what goes through registers there is a stage less in shared memory.
                 fewer = read > 0
                 for programs in (1, 2, 3, 4):
-                    if programs * warps * 32 * (sums + _OTHER_REGISTERS) > _REGISTERS:
+                    if programs * warps * 32 * (sums + _OTHER_REGISTERS) > REGISTERS:
                         continue
-                    most = min((_SHARED_BYTES // programs - held) // stage, 6) + fewer
+                    most = min((SHARED_BYTES // programs - held) // stage, 6) + fewer
                     with_programs = {**base, "programs": programs}
                     options = sorted({most, min(most, 3)} if resident else {most, most - 1}, reverse=True)
                     stages = [each for each in options if each >= 2 + fewer]
                     if stages:
-                        found += [{**with_programs, "rows": rows, "stages": each} for rows in _heights(problem, with_programs) for each in stages]
-    return found
+                        heights = best_rows(_strips(problem, geometry, volume, with_programs))
+                        yield from ({**with_programs, "rows": rows, "stages": each} for rows in heights for each in stages)
 
 
 def _shapes(problem: Problem, volume: Volume, bm: int) -> list[tuple[int, int]]:
@@ -284,35 +286,14 @@ def _shapes(problem: Problem, volume: Volume, bm: int) -> list[tuple[int, int]]:
     return sorted(fitting or legal[-1:], key=lambda shape: (-(-depth // shape[0]) * -(-width // shape[1]), shape[0]))[:2]
 
 
-def _heights(problem: Problem, base: Config) -> list[int]:
-    """The two heights of strips with which the programs end soonest."""
-    height = conv_geometry(problem).out_spatial[1]
-    heights = sorted({-(-height // parts) for parts in range(1, height + 1)}, reverse=True)
-    return sorted(heights, key=lambda rows: _steps(problem, {**base, "rows": rows}))[:2]
-
-
-def _strips(volume: Volume, config: Config) -> int:
+def _strips(problem: Problem, geometry: Geometry, volume: Volume, config: Config) -> Strips:
     depth, height, width = volume.out_spatial
-    return volume.images * -(-depth // config["TD"]) * -(-height // config["rows"]) * -(-width // config["TW"])
+    across = volume.images * -(-depth // config["TD"]) * -(-width // config["TW"])
+    return Strips(height, across, _tiles_n(geometry, config), problem.multiprocessors * config["programs"], geometry.kernel[1] - 1)
 
 
-def _programs(problem: Problem, config: Config) -> int:
-    """Programs for each tile of output channels: all of the grid run at once."""
-    columns = _tiles_n(conv_geometry(problem), config)
-    return min(_strips(_volume(problem), config), max(1, problem.multiprocessors * config["programs"] // columns))
-
-
-def _steps(problem: Problem, config: Config) -> int:
-    """Steps of the program that has most, or of several where there are more tiles of output channels than programs."""
-    geometry = conv_geometry(problem)
-    programs = _programs(problem, config)
-    rounds = -(-programs * _tiles_n(geometry, config) // (problem.multiprocessors * config["programs"]))
-    return rounds * -(-_strips(_volume(problem), config) // programs) * (config["rows"] + geometry.kernel[1] - 1)
-
-
-def _estimate(problem: Problem, config: Config) -> float:
+def _estimate(problem: Problem, geometry: Geometry, volume: Volume, config: Config) -> float:
     """A guess of the cycles, for the order in which configurations are tried."""
-    geometry = conv_geometry(problem)
     bm, bn, resident = config["TD"] * config["TW"], config["BN"], config["programs"]
     taps, depth, boxes = geometry.taps, _depth(geometry, config), _boxes(geometry, config)
     # A product of 64 rows by 16 elements takes a cycle for every two columns, if shared memory gives both operands so fast.
@@ -328,9 +309,9 @@ def _estimate(problem: Problem, config: Config) -> float:
     # A group of warps waits for its own products, those of one box and row of taps after the other; another one fills that, for the most part.
     waits = (60 if groups == 1 else 20) * boxes * geometry.kernel[1]
     alone = max(products, feed) + waits + epilogue + 400
-    cycles = _steps(problem, config) * max(alone, resident * max(products, feed, epilogue))
+    cycles = _strips(problem, geometry, volume, config).steps(config["rows"]) * max(alone, resident * max(products, feed, epilogue))
     moved = sum(spec.size_bytes for spec in (problem.inputs[0], problem.inputs[3], problem.outputs[0]) if spec is not None)
-    return max(cycles, moved / (19 * problem.multiprocessors)) + 0.2 * cycles - config["stages"]
+    return max(cycles, moved / (MEMORY_BYTES * problem.multiprocessors)) + 0.2 * cycles - config["stages"]
 
 
 TACTICS: tuple[Tactic, ...] = (ConvStrips(),)

@@ -10,6 +10,7 @@ import torch
 
 from ..recipe import MAX_ELEMENTS, Config, Kernel, Launch, Packed, Problem, Recipe, Tactic
 from .conv_geometry import Geometry, Triple, conv_geometry
+from .multiprocessor import MEMORY_BYTES, REGISTERS, TILE_BYTES
 
 
 class ConvTransposed:
@@ -50,7 +51,7 @@ class ConvTransposed:
                 if bk > 64 and bm * bn >= 128 * 32 * warps and max(_depths(geometry)) > 1:
                     continue  # accumulators, pointers and masks would not fit the registers
                 for stages in (2, 3, 4):
-                    if stages <= max(2, _steps(geometry, bk)) and (bm + bn) * bk * size * stages <= _SHARED_BYTES:
+                    if stages <= max(2, _steps(geometry, bk)) and (bm + bn) * bk * size * stages <= TILE_BYTES:
                         found.append({"BM": bm, "BN": bn, "BK": bk, "warps": warps, "stages": stages})
         ranked = sorted(found, key=lambda config: _estimate(problem, geometry, config))
         return ranked[: (1, 4, 8, 16, 28, 60)[level]]
@@ -136,7 +137,6 @@ def _steps(geometry: Geometry, bk: int) -> int:
     return td * th * tw * -(-geometry.input_channels // bk)
 
 
-_SHARED_BYTES = 220 * 1024
 #: BM, BN, warps.
 _TILES = (
     (16, 32, 2),
@@ -170,11 +170,11 @@ def _estimate(problem: Problem, geometry: Geometry, config: Config) -> float:
     tiles = -(-rows // bm) * -(-columns // bn) * geometry.groups
     steps = _steps(geometry, bk)
     a_multiprocessor = -(-tiles // problem.multiprocessors)
-    resident = max(1, min(2048 // (warps * 32), _SHARED_BYTES // ((bm + bn) * bk * size * stages), 65536 // (bm * bn + warps * 32 * 60)))
+    resident = max(1, min(2048 // (warps * 32), TILE_BYTES // ((bm + bn) * bk * size * stages), REGISTERS // (bm * bn + warps * 32 * 60)))
     efficiency = min(1.0, 0.25 + bm * bn / 16384) * (0.7 if bm < 64 else 1.0)
     compute = steps * bm * bn * bk / (1024 * efficiency * (2 / size) * (0.5 if problem.math == "ieee" and size == 4 else 1))
     traffic = steps * (bm + bn) * bk * size / 40
-    store = bm * bn * size * (2 if problem.inputs[3] is not None else 1) / 19  # the output is the larger part of what moves: memory's pace
+    store = bm * bn * size * (2 if problem.inputs[3] is not None else 1) / MEMORY_BYTES  # the output is the larger part of what moves: memory's pace
     latency = (1500 + 700 * steps / min(stages, 3)) * -(-a_multiprocessor // resident)
     return (a_multiprocessor * max(compute, traffic, store) + latency) * (1 + 0.01 * stages)
 

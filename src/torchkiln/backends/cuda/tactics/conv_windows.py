@@ -4,6 +4,7 @@ accelerator cuts each output's window out of it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,7 +13,10 @@ import torch
 from ..recipe import MAX_ELEMENTS, Config, Kernel, Launch, Packed, Problem, Recipe, Tactic, TensorSpec
 from .conv_gemm import ConvGemm
 from .conv_geometry import Geometry, conv_geometry
+from .multiprocessor import MEMORY_BYTES, REGISTERS, SHARED_BYTES
+from .padded_image import pad_launch
 from .spread import spread
+from .strips import Strips, best_rows
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class ConvWindows:
             return f"rows of less than {_MIN_WIDTH} outputs"
         if not _images(geometry):
             return f"windows of more than {_MAX_WINDOW} elements, or an image of more than 2**31"
-        if not _candidates(problem, geometry):
+        if not any(_candidates(problem, geometry)):
             return "weights and sums that fit no multiprocessor"
         return ""
 
@@ -83,14 +87,13 @@ class ConvWindows:
 
     def recipe(self, problem: Problem, config: Config) -> Recipe:
         geometry = conv_geometry(problem)
-        x, weight, bias = problem.inputs[:3]
+        _, weight, bias = problem.inputs[:3]
         y = problem.outputs[0]
-        assert x is not None
         assert weight is not None
         image = _image(geometry, config["fold"])
         bn = config["BN"]
         width, height = geometry.out_spatial[2], geometry.out_spatial[1]
-        programs = _programs(problem, geometry, config)
+        programs = _strips(problem, geometry, image, config).programs(config["rows"])
         elements = _elements(geometry, image)
         constants = {
             "BATCH": geometry.batch,
@@ -121,7 +124,7 @@ class ConvWindows:
         windows = Launch(kernel, (programs, -(-geometry.output_channels // bn), 1), operands)
         packed = Packed(partial(pack_windows, image=image, shift=image.top - geometry.padding[1], block=bn), ("x1",))
         scratch = {"image": TensorSpec.contiguous((elements,), weight.dtype)}
-        return Recipe((_pad(problem, geometry, image, x.dtype, weight.dtype), windows), scratch, {"weight": packed})
+        return Recipe((_pad(problem, geometry, image, weight.dtype), windows), scratch, {"weight": packed})
 
 
 def pack_windows(weight: torch.Tensor, image: Image, shift: int, block: int) -> torch.Tensor:
@@ -138,27 +141,15 @@ def pack_windows(weight: torch.Tensor, image: Image, shift: int, block: int) -> 
     return torch.nn.functional.pad(folded, (0, image.window - folded.shape[2])).contiguous()
 
 
-def _pad(problem: Problem, geometry: Geometry, image: Image, dtype: torch.dtype, to: torch.dtype) -> Launch:
+def _pad(problem: Problem, geometry: Geometry, image: Image, to: torch.dtype) -> Launch:
     """The launch that makes the image. To it, folded rows are depth, columns are height, and the rows within a folded one are width."""
     _, height, width = geometry.spatial
     by_n, by_c, _, by_h, by_w = geometry.x_strides
-    positions = _elements(geometry, image) // image.channels
-    constants = {
-        "TOTAL": positions,
-        "C": geometry.input_channels,
-        "CP": image.channels,
-        **dict(zip(("D", "H", "W"), (height // image.fold, width, image.fold), strict=True)),
-        **dict(zip(("DP", "HP", "WP"), (image.rows, image.columns, image.fold), strict=True)),
-        **dict(zip(("PD", "PH", "PW"), (image.top // image.fold, geometry.padding[2], 0), strict=True)),
-        **dict(zip(("XN", "XC", "XD", "XH", "XW"), (by_n, by_c, image.fold * by_h, by_w, by_h), strict=True)),
-        "BLOCK": _BLOCK,
-        "PDL": problem.capability >= 90,
-    }
-    kernel = Kernel("conv:pad_channels", (dtype, to), tuple(constants.items()), 4, 1)
-    return Launch(kernel, (-(-positions // _BLOCK), 1, 1), ("x0", "scratch.image"))
+    sizes, padded = (height // image.fold, width, image.fold), (image.rows, image.columns, image.fold)
+    padding = (image.top // image.fold, geometry.padding[2], 0)
+    return pad_launch(problem, to, image.channels, sizes, padded, padding, (by_n, by_c, image.fold * by_h, by_w, by_h))
 
 
-_BLOCK = 256
 _MAX_CHANNELS = 8
 #: A tile has at least 64 outputs of a row.
 _MIN_WIDTH = 32
@@ -221,19 +212,16 @@ _TILES = (
     (256, 16, 8),
     (256, 32, 8),
 )
-#: Shared memory of a multiprocessor, what one program may have of it, and what it takes beside its tiles: the system's KiB, barriers.
-_SHARED_BYTES = 228 * 1024
+#: What a program takes of shared memory beside its tiles: the system's KiB, barriers.
 _PROGRAM_BYTES = 1024 + 512
-_REGISTERS = 65536
 #: Of a thread: beside its sums, and the most that sums may take before the rest is spilled.
 _OTHER_REGISTERS = 56
 _SUM_REGISTERS = 160
 
 
-def _candidates(problem: Problem, geometry: Geometry) -> list[Config]:
+def _candidates(problem: Problem, geometry: Geometry) -> Iterator[Config]:
     """What fits, with two heights of strips each."""
     size = problem.outputs[0].dtype.itemsize
-    found: list[Config] = []
     for image in _images(geometry):
         for bm, bn, warps in _TILES:
             if (bm > 64 and bm >= 2 * geometry.out_spatial[2]) or (bn > 16 and bn >= 2 * geometry.output_channels):
@@ -242,39 +230,19 @@ def _candidates(problem: Problem, geometry: Geometry) -> list[Config]:
             stage = min(image.stride, image.taps) * bm * image.window * 2
             held = image.taps * bn * image.window * 2 + bm * bn * size + _PROGRAM_BYTES
             for programs in (1, 2, 3, 4):
-                if sums > _SUM_REGISTERS or programs * warps * 32 * (sums + _OTHER_REGISTERS) > _REGISTERS:
+                if sums > _SUM_REGISTERS or programs * warps * 32 * (sums + _OTHER_REGISTERS) > REGISTERS:
                     continue
-                most = min((_SHARED_BYTES // programs - held) // stage, 6)
+                most = min((SHARED_BYTES // programs - held) // stage, 6)
                 base = {"BM": bm, "BN": bn, "warps": warps, "fold": image.fold, "programs": programs}
-                for rows in _heights(problem, geometry, image, base):
-                    found += [{**base, "rows": rows, "stages": stages} for stages in (most, most - 2) if stages >= 3]
-    return found
+                for rows in best_rows(_strips(problem, geometry, image, base)):
+                    yield from ({**base, "rows": rows, "stages": stages} for stages in (most, most - 2) if stages >= 3)
 
 
-def _heights(problem: Problem, geometry: Geometry, image: Image, base: Config) -> list[int]:
-    """The two heights of strips with which the programs end soonest."""
-    height = geometry.out_spatial[1]
-    heights = sorted({-(-height // parts) for parts in range(1, height + 1)}, reverse=True)
-    return sorted(heights, key=lambda rows: _steps(problem, geometry, image, {**base, "rows": rows}))[:2]
-
-
-def _strips(geometry: Geometry, config: Config) -> int:
+def _strips(problem: Problem, geometry: Geometry, image: Image, config: Config) -> Strips:
     _, height, width = geometry.out_spatial
-    return geometry.batch * -(-height // config["rows"]) * -(-width // config["BM"])
-
-
-def _programs(problem: Problem, geometry: Geometry, config: Config) -> int:
-    """Programs for each tile of output channels: all of the grid run at once."""
     columns = -(-geometry.output_channels // config["BN"])
-    return min(_strips(geometry, config), max(1, problem.multiprocessors * config["programs"] // columns))
-
-
-def _steps(problem: Problem, geometry: Geometry, image: Image, config: Config) -> int:
-    """Steps of the program that has most, or of several where there are more tiles of output channels than programs."""
-    columns = -(-geometry.output_channels // config["BN"])
-    programs = _programs(problem, geometry, config)
-    rounds = -(-programs * columns // (problem.multiprocessors * config["programs"]))
-    return rounds * -(-_strips(geometry, config) // programs) * (config["rows"] + _deep(image) - 1)
+    across = geometry.batch * -(-width // config["BM"])
+    return Strips(height, across, columns, problem.multiprocessors * config["programs"], _deep(image) - 1)
 
 
 def _estimate(problem: Problem, geometry: Geometry, config: Config) -> float:
@@ -288,10 +256,10 @@ def _estimate(problem: Problem, geometry: Geometry, config: Config) -> float:
     alone = products + epilogue + 70 * image.taps + 400
     # The accelerator brings some 40 bytes a cycle, but a row of a tile takes it two.
     feed = min(image.stride, image.taps) * bm * max(image.window * 2 / 40, 2)
-    cycles = _steps(problem, geometry, image, config) * max(alone, resident * max(products, feed, epilogue))
+    cycles = _strips(problem, geometry, image, config).steps(config["rows"]) * max(alone, resident * max(products, feed, epilogue))
     size = problem.outputs[0].dtype.itemsize
     moved = _elements(geometry, image) * 2 + geometry.rows * geometry.output_channels * size
-    return max(cycles, moved / (19 * problem.multiprocessors)) + 0.2 * cycles - config["stages"]
+    return max(cycles, moved / (MEMORY_BYTES * problem.multiprocessors)) + 0.2 * cycles - config["stages"]
 
 
 TACTICS: tuple[Tactic, ...] = (ConvWindows(),)

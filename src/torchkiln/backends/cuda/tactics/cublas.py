@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from ..cublaslt import ACTIVATIONS, RANKS
-from ..recipe import Config, Packed, Problem, Recipe, Ref, Tactic, TensorSpec, TorchCall
+from ..is_matrix_product import is_matrix_product
+from ..recipe import FLOATS, Config, Packed, Problem, Recipe, Ref, Tactic, TensorSpec, TorchCall
 from .conv_gemm import residual_in_place
-from .conv_geometry import conv_geometry
-from .epilogue import FLOATS, epilogue_blocks, epilogue_launch, epilogue_reject, flat_rows, rows_of, walks_by_rows
+from .epilogue import epilogue_blocks, epilogue_launch, epilogue_reject, flat_rows, rows_of, walks_by_rows
 
 #: MiB of memory that the library may use: algorithms that divide the depth need it.
 _WORKSPACES = (0, 8)
@@ -35,11 +35,8 @@ class Cublas:
         assert x is not None
         assert weight is not None
         if problem.op == "conv":
-            if problem.attributes["transposed"] or problem.attributes["groups"] != 1:
-                return "a transposed or grouped convolution is not one matrix product"
-            geometry = conv_geometry(problem)
-            if not geometry.is_pointwise or geometry.stride != (1, 1, 1):
-                return "only a 1x1 convolution with stride 1 and no padding is a matrix product"
+            if not is_matrix_product(weight.shape, *(problem.attributes[name] for name in ("stride", "padding", "transposed", "groups"))):
+                return "only a 1x1 convolution with stride 1 and no padding, not grouped or transposed, is one matrix product"
             if problem.inputs[4] is not None:
                 return "cuBLAS does not scale the input"
         if x.dtype not in FLOATS or weight.dtype != x.dtype:

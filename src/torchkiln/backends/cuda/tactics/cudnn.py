@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from ..recipe import Config, Launch, Packed, Problem, Recipe, Ref, Tactic, TensorSpec, TorchCall, channels_last_strides
-from .epilogue import FLOATS, dense_channels_last, epilogue_blocks, epilogue_launch, epilogue_reject
+from ..recipe import FLOATS, Config, Launch, Packed, Problem, Recipe, Ref, Tactic, TensorSpec, TorchCall, channels_last_strides
+from .epilogue import dense_channels_last, epilogue_blocks, epilogue_launch, epilogue_reject
 
 
 def pack_channels_last(weight: torch.Tensor) -> torch.Tensor:

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from ..recipe import MAX_ELEMENTS, Config, Kernel, Launch, Packed, Problem, Recipe, Tactic, TensorSpec
+from ..recipe import FLOATS, MAX_ELEMENTS, Config, Kernel, Launch, Packed, Problem, Recipe, Tactic, TensorSpec
 from .conv_geometry import Geometry, conv_geometry
 from .depthwise_source import UNROLLED_TAPS, Tile, depthwise_source, grid_of
+from .multiprocessor import MEMORY_BYTES, REGISTERS
 from .reduce import power_of_two
 from .squeeze_excite import SqueezeExcite, hidden_rows, pad_rows, reject_gate, row_length
 
@@ -21,7 +22,6 @@ from .squeeze_excite import SqueezeExcite, hidden_rows, pad_rows, reject_gate, r
 MAX_PRODUCTS, MAX_REGISTERS = 2900, 230
 #: Elements of the first layer of the gates to a thread.
 HELD_GATE = 32
-_TYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class Depthwise:
@@ -42,7 +42,7 @@ class Depthwise:
             return "the weight is computed: it cannot be laid out at build time"
         if problem.inputs[2] is not None and not problem.constants[2]:
             return "the bias is computed: it is read before the kernel in front has ended"
-        if x.dtype not in _TYPES or problem.outputs[0].dtype not in _TYPES:
+        if x.dtype not in FLOATS or problem.outputs[0].dtype not in FLOATS:
             return f"takes and gives fp16, bf16 and fp32, not {x.dtype} and {problem.outputs[0].dtype}"
         if any(spec is not None and spec.span > MAX_ELEMENTS for spec in (*problem.inputs, *problem.outputs)):
             return "a tensor of more than 2**31 elements"
@@ -189,7 +189,7 @@ def _estimate(problem: Problem, geometry: Geometry, config: Config) -> float:
     # Products, conversions to float32, the activation and the sum; loads and stores, and masks.
     instructions = vector * (kd * tile.products + th * tw * 8.5 + (loads if itemsize == 2 else 0)) + loads + 4 * kd * border + 2 * th * tw + 120
     programs = tiles * blocks * geometry.batch
-    resident = max(1, min(32, 64 // warps, int(65536 // (min(255, tile.registers) * 32 * warps))))
+    resident = max(1, min(32, 64 // warps, int(REGISTERS // (min(255, tile.registers) * 32 * warps))))
     a_multiprocessor = -(-programs // problem.multiprocessors)
     # Few warps do not fill a scheduler.
     busy = min(1.0, 0.35 + min(resident, a_multiprocessor) * warps / 16 * 0.65)
@@ -203,7 +203,7 @@ def _estimate(problem: Problem, geometry: Geometry, config: Config) -> float:
     halo = (1 + max(0, (kh - 1) * dh + 1 - sh) / (high * sh)) * (1 + max(0, (kw - 1) * dw + 1 - sw) / (wide * sw))
     sector = max(1.0, 64 / (config["BC"] * itemsize)) ** 0.3 if geometry.x_strides[1] == 1 else 1.0
     used = min(problem.multiprocessors, programs)
-    memory = max((x.size_bytes + y.size_bytes) * sector / 19, (x.size_bytes * halo + y.size_bytes) / 28) / used
+    memory = max((x.size_bytes + y.size_bytes) * sector / MEMORY_BYTES, (x.size_bytes * halo + y.size_bytes) / 28) / used
     starts = a_multiprocessor * 150
     waves = -(-a_multiprocessor // resident)
     in_flight = min(a_multiprocessor, resident) * warps * tile.ahead * columns * 32 * vector * itemsize

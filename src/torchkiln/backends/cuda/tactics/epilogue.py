@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
-from ..recipe import Config, Kernel, Launch, Problem, TensorSpec, channels_last_strides
+from ..recipe import FLOATS, Config, Kernel, Launch, Problem, TensorSpec, channels_last_strides
 from .conv_geometry import row_stride, uniform_rows
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 #: Offsets are 32-bit, and the last block reaches past the end.
 MAX_SPAN = 2**31 - 2**16
 _BLOCKS = (512, 1024, 2048, 4096)

@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 
-from ..recipe import Config, Kernel, Launch, Packed, Problem, Recipe, Tactic, TensorSpec
+from ..recipe import FLOATS, Config, Kernel, Launch, Packed, Problem, Recipe, Tactic, TensorSpec
 from .reduce import power_of_two
 
 MAX_CHANNELS, MAX_HIDDEN = 4096, 512
 _ROWS = 16
-_TYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class SqueezeExcite:
@@ -31,7 +30,7 @@ class SqueezeExcite:
             return "the means must be [N, C]"
         if mean.shape[1] > MAX_CHANNELS or weight1.shape[0] > MAX_HIDDEN:
             return f"more than {MAX_CHANNELS} channels or {MAX_HIDDEN} hidden ones: two matrix products are faster"
-        if mean.dtype != torch.float32 or weight1.dtype != weight2.dtype or weight1.dtype not in _TYPES:
+        if mean.dtype != torch.float32 or weight1.dtype != weight2.dtype or weight1.dtype not in FLOATS:
             return "takes float32 means and weights of one dtype: fp16, bf16 or fp32"
         if mean.shape[0] > 2**20:
             return "offsets would pass 2**31"
@@ -116,7 +115,7 @@ def reject_gate(problem: Problem) -> str:
         return "the weights of the gates are computed: they cannot be laid out at build time"
     if weight1.shape[1] > MAX_CHANNELS or weight1.shape[0] > MAX_HIDDEN:
         return f"more than {MAX_CHANNELS} channels or {MAX_HIDDEN} hidden ones: two matrix products are faster"
-    if weight1.dtype != weight2.dtype or weight1.dtype not in _TYPES:
+    if weight1.dtype != weight2.dtype or weight1.dtype not in FLOATS:
         return "takes gates' weights of one dtype: fp16, bf16 or fp32"
     return "" if y.shape[0] <= 2**20 else "offsets would pass 2**31"
 
