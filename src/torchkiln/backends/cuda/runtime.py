@@ -13,6 +13,7 @@ from ...engine.artifact import Artifact
 from ...errors import CorruptEngineFile, TargetMismatch
 from ...fp32_math import read_fp32_math, restore_fp32_math, set_fp32_math
 from .check_plan import check_plan
+from .cusparselt import version as cusparselt_version
 from .driver import Function, load_function
 from .plan import Bundle, Code, KernelStep, Plan, Step, Tensor, decode_bundle
 from .recipe import ALIGNMENT_BYTES, TensorSpec, refs_in
@@ -31,7 +32,7 @@ def load(artifact: Artifact, device: torch.device, num_threads: int | None) -> P
     """
     import torchkiln.fused_ops  # noqa: F401  (what no kernel runs is called by its reference)
 
-    from . import cublaslt  # noqa: F401  (an operator that plans call)
+    from . import cublaslt, cusparselt  # noqa: F401  (operators that plans call)
 
     bundle = decode_bundle(artifact.payload)
     for plan in bundle.plans:
@@ -60,13 +61,19 @@ def describe_target(device: torch.device) -> dict[str, Any]:
 
 
 def check_target(target: Mapping[str, Any], device: torch.device) -> None:
-    """Raises TargetMismatch for a GPU of another compute capability."""
+    """Raises TargetMismatch for a GPU of another compute capability, and for another cuSPARSELt than the one that compressed 2:4 weights."""
     here = describe_target(device)
     if here["compute_capability"] != target.get("compute_capability"):
         raise TargetMismatch(
             f"cuda: built for compute capability {target.get('compute_capability')} ({target.get('gpu')}), "
             f"this GPU has {here['compute_capability']} ({here['gpu']}). "
             "Build the engine again on this machine: torchkiln compile MODEL --backend cuda."
+        )
+    compressed_by = target.get("cusparselt")
+    if compressed_by is not None and compressed_by != cusparselt_version():
+        raise TargetMismatch(
+            f"cuda: its 2:4 weights were compressed by cuSPARSELt {compressed_by!r:.20}, this torch has {cusparselt_version() or 'none'}. "
+            "Build the engine again with this torch, or run it with the one that it was built with."
         )
 
 

@@ -11,6 +11,7 @@ from ...errors import BuildFailed
 from ...log import REJECTS, STEPS, log
 from ...progress import progress
 from .compile_kernel import Compiled
+from .mark_two_of_four import TWO_OF_FOUR
 from .measure import Job
 from .recipe import Kernel, Launch, TorchCall
 from .tactics.registry import TORCH, Option, option_of, options_of
@@ -110,7 +111,8 @@ def _tune_one(operation: Operation, options: list[Option], rejects: list[str], n
             ready.append((option, codes))
     if ready:
         together = {kernel: code for _, codes in ready for kernel, code in codes.items()}
-        job = Job(problem.inputs, problem.outputs, problem.math, operation.reference, tuple(o.recipe for o, _ in ready), together)
+        recipes, is_sparse = tuple(o.recipe for o, _ in ready), bool(problem.attributes.get(TWO_OF_FOUR))
+        job = Job(problem.inputs, problem.outputs, problem.math, operation.reference, recipes, together, is_sparse)
         for (option, _), outcome in zip(ready, pool.measure(job), strict=True):
             tried.append((option, outcome.median_us, outcome.why))
     for option, median_us, why in tried:
