@@ -3,6 +3,6 @@
 A graph of them runs in plain PyTorch; the CUDA backend has tactics for each.
 """
 
-from . import attention, conv, conv_excite, linear, norms, squeeze_excite
+from . import attention, conv, conv_excite, int8, linear, norms, quantize, squeeze_excite
 
-__all__ = ["attention", "conv", "conv_excite", "linear", "norms", "squeeze_excite"]
+__all__ = ["attention", "conv", "conv_excite", "int8", "linear", "norms", "quantize", "squeeze_excite"]

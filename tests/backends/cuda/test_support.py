@@ -10,6 +10,9 @@ from torchkiln.backends.contract import Candidate
 from torchkiln.backends.cuda import availability as here
 from torchkiln.backends.cuda.availability import availability, candidates
 from torchkiln.backends.cuda.support import supports
+from torchkiln.backends.registry import get_backend
+from torchkiln.quantized_ops import register_quantized_ops
+from torchkiln.race.race import check_int8
 from torchkiln.settings import CompileSettings
 from torchkiln.target import Target
 
@@ -55,6 +58,34 @@ def test_an_operator_that_writes_into_its_argument():
     node = graph.call_function(torch.ops.aten.add_.Tensor, (x, x))
     node.meta["val"] = x.meta["val"]
     assert supports(node).reason == "writes into its argument"
+
+
+def quantized(q, x, scales, zeros):
+    return {
+        "per tensor": lambda: q.dequantize_per_tensor(q.quantize_per_tensor(x, 0.1, 3, 0, 255, torch.uint8), 0.1, 3, 0, 255, torch.uint8),
+        "per channel": lambda: q.quantize_per_channel(x, scales, zeros, 0, -128, 127, torch.int8),
+        "16 bits": lambda: q.quantize_per_tensor(x, 0.1, 0, -32768, 32767, torch.int16),
+        "a computed scale": lambda: q.quantize_per_tensor.tensor(x, scales[0], zeros[0], -128, 127, torch.int8),
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("per tensor", ""), ("per channel", "one constant scale"), ("16 bits", "of 8 bits, not of int16"), ("a computed scale", "one constant scale")],
+)
+def test_pairs(kind, reason):
+    q = register_quantized_ops()
+    found = rejects(
+        lambda x, scales, zeros: quantized(q, x, scales, zeros)[kind](), torch.randn(3, 4), torch.ones(3), torch.zeros(3, dtype=torch.int64)
+    )
+    pairs = {subject: why for subject, why in found.items() if subject.startswith("quantized_decomposed")}
+    assert bool(pairs) is bool(reason)
+    assert all(reason in why for why in pairs.values())
+
+
+def test_int8_is_not_refused():
+    assert get_backend("cuda").no_int8 == ""
+    check_int8(CompileSettings(enabled_precisions={torch.int8}, backend="cuda"))
 
 
 @pytest.fixture

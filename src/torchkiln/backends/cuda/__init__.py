@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from ..lazy_backend import LazyBackend
 
-BACKEND = LazyBackend("cuda", __name__, availability="availability", candidates="availability")
+BACKEND = LazyBackend("cuda", __name__, availability="availability", candidates="availability", no_int8="")

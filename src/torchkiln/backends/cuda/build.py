@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
+from torch.fx import GraphModule
 
 from ...dtypes import precision_name
 from ...engine.artifact import Artifact
@@ -18,6 +20,10 @@ from .assemble_plan import Codes, Constants, assemble_plans
 from .batch_sizes import batch_sizes, check_rows_independent
 from .choose_fusions import choose_fusions
 from .choose_streams import choose_streams
+from .count_int8 import count_int8, int8_rejects
+from .cusparselt import version as cusparselt_version
+from .describe_sparse import describe_sparse
+from .mark_two_of_four import mark_two_of_four
 from .passes.pipeline import PASSES, fuse
 from .plan import Bundle, Plan, encode_bundle
 from .refine_choices import refine_choices
@@ -25,8 +31,9 @@ from .runtime import describe_target
 from .specialize import specialize
 from .step_order import MAX_STREAMS
 from .tactics.registry import TORCH
+from .tactics.sparse import CuSparseLt
 from .timing_cache import TimingCache
-from .trace import trace
+from .trace import Trace, trace
 from .tuner import DEFAULT_LEVEL, tune
 from .worker_pool import WorkerPool
 
@@ -46,9 +53,16 @@ def build(segment: Segment, candidate: Candidate, settings: CompileSettings) -> 
     index = device.index if device.index is not None else torch.cuda.current_device()
     # A file of its own: TensorRT, asked in the same build, keeps its timings under the name itself, in another format.
     cache = TimingCache(f"{settings.timing_cache_path}.cuda" if settings.timing_cache_path else None)
+    sparse_layers: dict[int, list[dict[str, Any]]] = {}
     with WorkerPool(capability, index) as pool:
-        plans = [_plan(segment, size, candidate, settings, device, capability, cache, pool, codes, constants, rejects) for size in sizes or (0,)]
-    bundle = Bundle(plans, codes.held, describe_target(device), sizes, dynamic_outputs, rejects)
+        plans = [
+            _plan(segment, size, candidate, settings, device, capability, cache, pool, codes, constants, rejects, sparse_layers)
+            for size in sizes or (0,)
+        ]
+    target = describe_target(device)
+    if any(info.tactic == CuSparseLt.name for plan in plans for info in plan.infos):
+        target["cusparselt"] = cusparselt_version()
+    bundle = Bundle(plans, codes.held, target, sizes, dynamic_outputs, rejects)
     tensors = {name: tensor.detach() for name, tensor in constants.held.items() if any(name in plan.constants for plan in plans)}
     metadata = {
         "precision": precision_name(candidate.precision),
@@ -56,6 +70,11 @@ def build(segment: Segment, candidate: Candidate, settings: CompileSettings) -> 
         "steps": len(plans[0].steps),
         "streams": max(p.streams for p in plans),
     }
+    if candidate.quantized:
+        metadata["int8_layers"] = count_int8(plans[0])
+        metadata["int8_rejects"] = int8_rejects(rejects)
+    if settings.sparse_weights:
+        metadata["sparse_layers"] = sparse_layers[segment.example_inputs[0].shape[0] if sizes else 0]
     return Artifact(encode_bundle(bundle), tensors, metadata, native_code=True)
 
 
@@ -71,8 +90,9 @@ def _plan(
     codes: Codes,
     constants: Constants,
     rejects: list[tuple[str, str]],
+    sparse_layers: dict[int, list[dict[str, Any]]],
 ) -> Plan:
-    """The plan at one batch size (0: the shapes are fixed)."""
+    """The plan at one batch size (0: the shapes are fixed). What there is to say of 2:4 goes into ``sparse_layers`` under that size."""
     began = time.perf_counter()
     shapes = [(size, *t.shape[1:]) if size else tuple(t.shape) for t in segment.example_inputs]
     graph_module = specialize(segment.graph_module, shapes)
@@ -86,11 +106,13 @@ def _plan(
     began_tuning = time.perf_counter()
     fused = choose_fusions(
         graph_module,
-        lambda module: trace(module, capability, multiprocessors, lambda op: _math(op, settings)),
+        lambda module: _trace(module, capability, multiprocessors, settings),
         lambda operations: tune(operations, device, level, cache, pool),
     )
     traced, found = fused.traced, fused.rejects
     choices = refine_choices(traced, fused.choices, level, cache, pool, device)
+    if settings.sparse_weights:
+        sparse_layers[size] = describe_sparse(traced.operations, choices, level, cache, device)
     by_torch = [(operation, choice) for operation, choice in zip(traced.operations, choices, strict=True) if choice.option.tactic == TORCH]
     found += [(operation.label, reason) for operation, choice in by_torch for reason in choice.rejects]
     rejects += [reject for reject in found if reject not in rejects]
@@ -107,6 +129,14 @@ def _plan(
         len(plan.steps),
     )
     return plan
+
+
+def _trace(graph_module: GraphModule, capability: int, multiprocessors: int, settings: CompileSettings) -> Trace:
+    """The graph as operations; those with 2:4 weights are marked where sparse kernels may run them."""
+    traced = trace(graph_module, capability, multiprocessors, lambda op: _math(op, settings))
+    if settings.sparse_weights:
+        mark_two_of_four(traced)
+    return traced
 
 
 def _math(op: str, settings: CompileSettings) -> str:

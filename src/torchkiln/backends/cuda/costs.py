@@ -16,14 +16,14 @@ def bytes_of(problem: Problem) -> int:
 def flops_of(problem: Problem) -> int:
     """Operations of matrix products and convolutions (a multiply-add is two); 0 for what only moves memory."""
     y = problem.outputs[0].shape
-    if problem.op.startswith("conv"):
+    if problem.op.startswith(("conv", "int8_conv")):
         x, weight = problem.inputs[0], problem.inputs[1]
         assert x is not None
         assert weight is not None
         if problem.attributes.get("transposed"):
             return 2 * prod(x.shape) * prod(weight.shape[1:])
         return 2 * prod(y) * prod(weight.shape[1:])
-    if problem.op == "linear":
+    if problem.op in ("linear", "int8_linear"):
         weight = problem.inputs[1]
         assert weight is not None
         return 2 * prod(y) * weight.shape[1]

@@ -14,9 +14,12 @@ import torch
 
 from ...errors import BuildFailed
 from ...fp32_math import set_fp32_math
+from ...sparsity.pattern import choose_pruned
 from .compile_kernel import Compiled, with_scratch
 from .driver import Function, load_function
-from .recipe import Kernel, Launch, Recipe, TensorSpec
+from .int8_samples import fill_integers, sample_operands
+from .recipe import Kernel, Launch, Recipe, TensorSpec, TorchCall
+from .replay_us import replay_us
 from .run_recipe import run_recipe
 
 #: Together the copies of a problem's tensors are larger than this: twice the L2 cache of an H200.
@@ -29,6 +32,12 @@ FEW_COPIES = 4
 #: Largest relative L2 error against torch in the same precision.
 TOLERANCES = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 2e-4}
 TF32_TOLERANCE = 5e-3
+#: What tensors are quantized to. A value that lies between two integers may become either, whichever way it was computed.
+QUANTIZED = (torch.int8, torch.uint8)
+#: How many of the values may be next to torch's, which rounds to a half between operators: by the dtype of what they are computed from.
+MOST_ROUNDED = {torch.float16: 0.1, torch.bfloat16: 0.5}
+#: Of values that float32 alone comes before.
+FEW_ROUNDED = 0.01
 #: Kernels that take less have all memory shared.
 SHORT_US = 30.0
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -41,6 +50,7 @@ class Job:
     Attributes:
         inputs, outputs: the operands "x0", ... and "y0", ...; None for an input that is left out.
         math: "tf32" or "ieee" for float32 products.
+        two_of_four: whether the second input is a weight [out, in, *kernel] with that pattern (see ``mark_two_of_four``).
     """
 
     inputs: tuple[TensorSpec | None, ...]
@@ -49,6 +59,7 @@ class Job:
     reference: Recipe
     recipes: tuple[Recipe, ...]
     compiled: dict[Kernel, Compiled]
+    two_of_four: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,11 +74,14 @@ def measure(job: Job, device: torch.device) -> Iterator[Outcome]:
     """An Outcome for each recipe, in order."""
     import torchkiln.fused_ops  # noqa: F401  (references)
 
-    from . import cublaslt  # noqa: F401  (an operator that recipes call)
+    from . import cublaslt, cusparselt  # noqa: F401  (operators that recipes call)
 
     torch.backends.cudnn.benchmark = False
     generator = torch.Generator(device).manual_seed(0)
     inputs = {f"x{i}": _random(spec, generator) for i, spec in enumerate(job.inputs) if spec is not None}
+    if job.two_of_four:
+        inputs["x1"].masked_fill_(choose_pruned(inputs["x1"]), 0)
+    sample_operands(_op(job), inputs, generator)
     expected = _reference(job, inputs)
     set_fp32_math(job.math)
     for recipe in job.recipes:
@@ -100,6 +114,11 @@ def _measure_one(job: Job, recipe: Recipe, inputs: dict[str, torch.Tensor], expe
     is_tf32 = job.math == "tf32" and any(spec.dtype == torch.float32 for spec in job.outputs)
     by_float = max([*floats, TF32_TOLERANCE if is_tf32 else 0.0])
     for index, (spec, right) in enumerate(zip(job.outputs, expected, strict=True)):
+        if spec.dtype in QUANTIZED:
+            why = differing_integers(first[f"y{index}"], right, _most_rounded(job))
+            if why:
+                return Outcome(None, f"wrong: y{index} {why}")
+            continue
         error = _error(first[f"y{index}"], right)
         tolerance = by_float if spec.dtype.is_floating_point else 0.0
         if not error <= tolerance:
@@ -148,12 +167,7 @@ def _time(job: Job, recipe: Recipe, functions: dict[Kernel, Function], first: di
         graph.replay()
         times = []
         for _ in range(REPLAYS):
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record(stream)
-            graph.replay()
-            end.record(stream)
-            end.synchronize()
-            times.append(start.elapsed_time(end) * 1e3 / calls)
+            times.append(replay_us(graph) / calls)
             if copies <= FEW_COPIES and (why := _differing(checked, sets)):
                 return Outcome(None, why)
     why = _differing(checked, sets)
@@ -193,6 +207,27 @@ def overlaps(kernel: Kernel) -> bool:
     return bool(dict(kernel.constants).get("PDL", False))
 
 
+def _op(job: Job) -> str:
+    """The operator that is measured, where it is one: "torchkiln.conv.default"."""
+    call = job.reference.launches[0]
+    return call.op if isinstance(call, TorchCall) else ""
+
+
+def _most_rounded(job: Job) -> float:
+    if _op(job).startswith("torchkiln.int8_"):  # all in front of its result is float32
+        return FEW_ROUNDED
+    return max([MOST_ROUNDED.get(spec.dtype, 0.0) for spec in (*job.inputs, *job.outputs) if spec is not None] + [FEW_ROUNDED])
+
+
+def differing_integers(got: torch.Tensor, right: torch.Tensor, share: float) -> str:
+    """Why quantized values are wrong: more than one from the right one, or more than ``share`` of them beside it. "" when they are right."""
+    difference = (got.int() - right.int()).abs()
+    if difference.numel() and int(difference.max()) > 1:
+        return f"is up to {int(difference.max())} integers away"
+    found = float((difference > 0).float().mean()) if difference.numel() else 0.0
+    return f"has {found:.3g} of its values next to the right integer, more than {share:.3g}" if found > share else ""
+
+
 def _random(spec: TensorSpec, generator: torch.Generator) -> torch.Tensor:
     buffer = torch.zeros(max(spec.span, 1), dtype=spec.dtype, device=generator.device)
     tensor = buffer.as_strided(spec.shape, spec.strides)
@@ -201,6 +236,8 @@ def _random(spec: TensorSpec, generator: torch.Generator) -> torch.Tensor:
         values.normal_(generator=generator)
     else:
         values.random_(0, 2, generator=generator)
+    if spec.dtype in QUANTIZED:
+        fill_integers(values, generator, spec.dtype)
     expanded = any(stride == 0 and size > 1 for stride, size in zip(spec.strides, spec.shape, strict=True))
     (buffer if expanded else tensor).copy_(values.flatten()[: buffer.numel()] if expanded else values)
     return tensor

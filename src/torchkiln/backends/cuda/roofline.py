@@ -17,7 +17,7 @@ from ...replace_file import replace_file
 from .driver import _driver
 from .timing_cache import default_path
 
-FILE_NAME = "roofline-1.json"
+FILE_NAME = "roofline-2.json"
 
 #: Each is timed this often, this many calls in a row, after as many untimed ones.
 REPEATS = 7
@@ -29,7 +29,7 @@ COPY_BYTES = 2**30
 MATRIX_SIZE = 8192
 
 #: Name of the arithmetic -> dtype of the operands. float32 products count as "tf32" where TF32 was allowed.
-_ARITHMETIC = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
+_ARITHMETIC = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32, "int8": torch.int8}
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Roofline:
 
     Attributes:
         bytes_per_s: of a device-to-device copy, bytes read and bytes written both counted.
-        flops_per_s: of a matrix product, by arithmetic: "float16", "bfloat16", "tf32", "float32"; without those that the GPU has not.
+        flops_per_s: of a matrix product, by arithmetic: "float16", "bfloat16", "tf32", "float32", "int8"; without those that the GPU has not.
     """
 
     bytes_per_s: float
@@ -128,6 +128,10 @@ def _matmul_flops_per_s(arithmetic: str, device: torch.device) -> float:
     size = MATRIX_SIZE
     while 4 * size * size * dtype.itemsize > free and size > 256:
         size //= 2
+    if dtype is torch.int8:
+        a, b = (torch.randint(-128, 128, (size, size), device=device, dtype=dtype) for _ in range(2))
+        sums = torch.empty(size, size, device=device, dtype=torch.int32)
+        return 2 * size**3 / _seconds(lambda: torch._int_mm(a, b.t(), out=sums))
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
     with fp32_math("tf32" if arithmetic == "tf32" else "ieee"):

@@ -147,6 +147,8 @@ def _row(
 
 def arithmetic_of(info: StepInfo) -> str:
     """The name in ``Roofline.flops_per_s`` of what an operation computes in."""
+    if info.op.startswith("int8_") and info.flops:
+        return "int8"
     return "tf32" if info.dtype == "float32" and info.math == "tf32" else info.dtype
 
 

@@ -6,9 +6,13 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import Node
 
+from ...lower.graph_edit import constant_of
+from ...quantized_ops import NAMESPACE as QUANTIZED
+from ...quantized_ops import is_quantized_op, read_quantization
 from ...settings import op_name
 from ..contract import Reject
 from ..plain_reject import plain_reject
+from .quantized_reason import why_not_a_number
 
 #: Operators of torch that wait for the GPU or copy to the CPU, which a CUDA graph cannot hold.
 _WAITS = ("aten._local_scalar_dense", "aten.item", "aten.nonzero", "aten.unique", "aten.masked_select", "aten.equal", "aten.is_nonzero")
@@ -26,7 +30,20 @@ def supports(node: Node) -> Reject | None:
         return Reject(name, "means memory as PyTorch lays it out, which is not how the engine does")
     if isinstance(node.target, OpOverload) and any(a.alias_info is not None and a.alias_info.is_write for a in node.target._schema.arguments):
         return Reject(name, "writes into its argument")
-    return plain_reject(node, "the CUDA backend", _dtype_reason, ("aten", "torchkiln"))
+    if is_quantized_op(node):
+        reason = _quantized_reason(node)
+        if reason:
+            return Reject(name, reason)
+    return plain_reject(node, "the CUDA backend", _dtype_reason, ("aten", "torchkiln", QUANTIZED))
+
+
+def _quantized_reason(node: Node) -> str:
+    """Why a quantize or dequantize is not taken: "" when it is one of 8 bits by one number, or of a constant."""
+    grid = read_quantization(node)
+    if constant_of(grid.source) is not None:
+        numbers = (part is None or isinstance(part, (int, float)) or constant_of(part) is not None for part in (grid.scale, grid.zero_point))
+        return "" if all(numbers) else "its scale is computed"
+    return why_not_a_number(grid)
 
 
 def _dtype_reason(dtype: torch.dtype) -> str:

@@ -37,6 +37,8 @@ _CONTIGUOUS = (
 )
 #: Arguments that say where and how a tensor lies, which the plan decides.
 _PLACEMENT = ("device", "layout", "pin_memory", "memory_format")
+#: Products of rows -> the position of the operand that is added to the result.
+_RESIDUAL = {"linear": 3, "int8_linear": 4}
 _CHANNELS_LAST = ("conv", "max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_", "_upsample_nearest_exact")
 
 
@@ -318,8 +320,8 @@ class _Tracer:
         outputs = [Value(Storage("temporary", s.dtype, s.span), s) for s in specs] if many else [self._new(written, specs[0])]
         self.values[node] = self.values[written] = outputs if many else outputs[0]
         name = target._schema.name.split("::")[1] if own else str(target)
-        if name == "linear":
-            inputs, outputs = _as_rows(inputs, outputs)
+        if name in _RESIDUAL:
+            inputs, outputs = _as_rows(inputs, outputs, _RESIDUAL[name])
         constants = tuple(v is not None and v.storage.kind == "constant" for v in inputs)
         problem = Problem(
             name,
@@ -352,8 +354,11 @@ class _Tracer:
         fakes = list(results) if isinstance(results, (tuple, list)) else [results]
         name = str(node.target)
         if name.startswith("torchkiln."):
+            strides = _default_strides(node, fakes[0].shape, inputs)
+            if name.startswith("torchkiln.int8_layer_norm"):  # both results are of one tensor
+                return [TensorSpec(tuple(f.shape), strides, f.dtype) for f in fakes]
             by_products = [TensorSpec.contiguous(f.shape, f.dtype) for f in fakes[1:]]
-            return [TensorSpec(tuple(fakes[0].shape), _default_strides(node, fakes[0].shape, inputs), fakes[0].dtype), *by_products]
+            return [TensorSpec(tuple(fakes[0].shape), strides, fakes[0].dtype), *by_products]
         if _is_channels_last(node):
             return [TensorSpec(tuple(f.shape), _default_strides(node, f.shape, inputs), f.dtype) for f in fakes]
         if name in _CONTIGUOUS:
@@ -433,19 +438,19 @@ def _default_strides(node: Node, shape: Sequence[int], inputs: Sequence[Value | 
     name = str(node.target)
     if name == "torchkiln.attention.default":
         return _strides_for_permutation(node, shape)
-    if name.startswith(("torchkiln.layer_norm", "torchkiln.softmax", "torchkiln.group_norm")):
+    if name.startswith(("torchkiln.layer_norm", "torchkiln.int8_layer_norm", "torchkiln.softmax", "torchkiln.group_norm")):
         first = inputs[0]
         if first is not None and _is_dense(first.spec):
             return first.spec.strides
         return channels_last_strides(shape) if name.startswith("torchkiln.group_norm") and len(shape) > 2 else contiguous
-    if name == "torchkiln.linear.default" and inputs[0] is not None:
+    if name in ("torchkiln.linear.default", "torchkiln.int8_linear.default") and inputs[0] is not None:
         # Rows in the order that they lie in x, so that product and operand are walked with one stride each.
         leading = sorted(range(len(shape) - 1), key=lambda d: -inputs[0].spec.strides[d] if shape[d] > 1 else 0)  # type: ignore[union-attr]
         return _strides_in_order(shape, [*leading, len(shape) - 1])
     if node.target is aten.cat.default:
         joins_channels = len(shape) in (4, 5) and _cat_dim(node) == 1
         return channels_last_strides(shape) if joins_channels else contiguous
-    if name.startswith("torchkiln.conv") or _is_channels_last(node):
+    if name.startswith(("torchkiln.conv", "torchkiln.int8_conv", "torchkiln.int8_max_pool")) or _is_channels_last(node):
         return channels_last_strides(shape) if len(shape) > 2 else contiguous
     return contiguous
 
@@ -470,9 +475,9 @@ def _strides_in_order(shape: Sequence[int], order: Sequence[int]) -> tuple[int, 
     return tuple(strides)
 
 
-def _as_rows(inputs: list[Value | None], outputs: list[Value]) -> tuple[list[Value | None], list[Value]]:
-    """A linear layer's x, residual and result as [rows, channels], where each walks its rows with one stride in the same order."""
-    x, weight, bias, residual = inputs
+def _as_rows(inputs: list[Value | None], outputs: list[Value], position: int) -> tuple[list[Value | None], list[Value]]:
+    """A linear layer's x, residual (at ``position``) and result as [rows, channels], where each walks its rows with one stride in the same order."""
+    x, residual = inputs[0], inputs[position]
     held = [value for value in (x, residual, *outputs) if value is not None]
     rank = len(held[0].spec.shape)
     order = sorted((d for d in range(rank - 1) if held[0].spec.shape[d] > 1), key=lambda d: -outputs[0].spec.strides[d])
@@ -489,7 +494,8 @@ def _as_rows(inputs: list[Value | None], outputs: list[Value]) -> tuple[list[Val
         row = spec.strides[order[-1]] if order else spec.shape[-1]
         return Value(value.storage, TensorSpec((rows, spec.shape[-1]), (row, spec.strides[-1]), spec.dtype), value.offset)
 
-    return [flat(x), weight, bias, flat(residual)], [flat(value) for value in outputs]  # type: ignore[misc]
+    rows = [flat(value) if index in (0, position) else value for index, value in enumerate(inputs)]
+    return rows, [flat(value) for value in outputs]  # type: ignore[misc]
 
 
 def _is_dense(spec: TensorSpec) -> bool:

@@ -206,7 +206,7 @@ def conv_gemm(
         is_last = arrived == SPLIT - 1
         if is_last:
             tl.store(counter_ptr + tile, 0)
-            acc = _sum_of_parts(partial_ptr + tile * (SPLIT * BM * BN) + within, SPLIT, BM * BN)
+            acc = sum_of_parts(partial_ptr + tile * (SPLIT * BM * BN) + within, SPLIT, BM * BN)
     if is_last:
         if HAS_BIAS:
             if not early_bias:
@@ -225,7 +225,7 @@ def conv_gemm(
 
 
 @triton.jit
-def _sum_of_parts(at, SPLIT: tl.constexpr, SIZE: tl.constexpr):
+def sum_of_parts(at, SPLIT: tl.constexpr, SIZE: tl.constexpr):
     """The sum of SPLIT tiles of SIZE elements, one behind the other, in order. Several are asked for before the first is waited for, as far as
     registers hold them: one after the other, each would take the time of a trip to L2."""
     AT_ONCE: tl.constexpr = 4 if SIZE <= 4096 else (2 if SIZE <= 8192 else 1)

@@ -69,7 +69,7 @@ def gemm_tma(
 
     if LOOP == "unrolled":
         for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, PROGRAMS, num_stages=STAGES):
-            row, column = _place(tile, tiles_m, tiles_n, BM, BN, GROUP_M)
+            row, column = place_of_tile(tile, tiles_m, tiles_n, BM, BN, GROUP_M)
             residual = _early(residual_ptr, r_tiles, row, column, M, N, RS, RESIDUAL, BM, BN)
             acc = tl.zeros((BM, BN), dtype=tl.float32)
             for step in tl.static_range(steps):
@@ -77,7 +77,7 @@ def gemm_tma(
             _finish(acc, residual, bias_ptr, r_tiles, y_tiles, row, column, N, HAS_BIAS, RESIDUAL, ACTIVATION, ALPHA, BM, BN, HALVES)
     else:
         for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, PROGRAMS, flatten=LOOP == "flat"):
-            row, column = _place(tile, tiles_m, tiles_n, BM, BN, GROUP_M)
+            row, column = place_of_tile(tile, tiles_m, tiles_n, BM, BN, GROUP_M)
             residual = _early(residual_ptr, r_tiles, row, column, M, N, RS, RESIDUAL, BM, BN)
             acc = tl.zeros((BM, BN), dtype=tl.float32)
             for step in range(steps):
@@ -86,7 +86,7 @@ def gemm_tma(
 
 
 @triton.jit
-def _place(tile, tiles_m: tl.constexpr, tiles_n: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP_M: tl.constexpr):
+def place_of_tile(tile, tiles_m: tl.constexpr, tiles_n: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP_M: tl.constexpr):
     """The first row and column of a tile: bands of GROUP_M rows of tiles, so that neighbours in time share tiles of x and w."""
     in_band: tl.constexpr = GROUP_M * tiles_n
     first = (tile // in_band) * GROUP_M

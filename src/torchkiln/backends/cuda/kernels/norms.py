@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from .common import activate, begin
+from .int8_epilogue import quantized
 from .reduce import strided
 
 
@@ -14,12 +15,17 @@ def layer_norm(
     x,
     weight,
     bias,
+    inverse,
     y,
+    wide,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     EPS: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_WIDE: tl.constexpr,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
     X_COL: tl.constexpr,
     Y_COL: tl.constexpr,
     R1: tl.constexpr,
@@ -40,7 +46,11 @@ def layer_norm(
     BLOCK_COLS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """y[row] = (x[row] - mean) / sqrt(variance + EPS) * weight + bias; BLOCK_ROWS rows a program, BLOCK_COLS >= COLS."""
+    """y[row] = (x[row] - mean) / sqrt(variance + EPS) * weight + bias; BLOCK_ROWS rows a program, BLOCK_COLS >= COLS.
+
+    inverse: float32 [1], for y in int8: one over its scale; bounded by LOW and HIGH.
+    wide: with HAS_WIDE, the same before it is quantized, in the strides of y.
+    """
     begin(PDL)
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     cols = tl.arange(0, BLOCK_COLS)
@@ -56,8 +66,10 @@ def layer_norm(
         result *= tl.load(weight + cols, mask=inside, other=0.0).to(tl.float32)[None, :]
     if HAS_BIAS:
         result += tl.load(bias + cols, mask=inside, other=0.0).to(tl.float32)[None, :]
-    target = y + strided(rows, R1, R2, R3, R4, YR0, YR1, YR2, YR3, YR4)[:, None] + (cols * Y_COL)[None, :]
-    tl.store(target, result.to(y.dtype.element_ty), mask=mask)
+    at = strided(rows, R1, R2, R3, R4, YR0, YR1, YR2, YR3, YR4)[:, None] + (cols * Y_COL)[None, :]
+    tl.store(y + at, quantized(result, inverse, "none", 0.0, LOW, HIGH, y.dtype.element_ty), mask=mask)
+    if HAS_WIDE:
+        tl.store(wide + at, result.to(wide.dtype.element_ty), mask=mask)
 
 
 @triton.jit

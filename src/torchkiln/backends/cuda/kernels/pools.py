@@ -29,7 +29,8 @@ def _tap(
     mask = inside[:, None] & inside_c[None, :]
     at = (d * XD + h * XH + w * XW)[:, None]
     if MAX:
-        values = tl.load(source + at, mask=mask, other=float("-inf")).to(held.dtype)
+        LEAST: tl.constexpr = -128 if held.dtype == tl.int8 else float("-inf")
+        values = tl.load(source + at, mask=mask, other=LEAST).to(held.dtype)
         held = tl.maximum(held, values, propagate_nan=tl.PropagateNan.ALL)
     else:
         held += tl.load(source + at, mask=mask, other=0.0).to(tl.float32)
@@ -108,9 +109,10 @@ def pool(
     w = ow * SW - PW
     source = x + n * XN + (c * XC)[None, :]
     if MAX:
-        # Maxima of float16 are taken as such; Triton would take those of bfloat16 in float32 anyway.
-        KEPT: tl.constexpr = tl.float16 if x.dtype.element_ty == tl.float16 else tl.float32
-        held = tl.full([BLOCK_H * BLOCK_W, BLOCK_C], float("-inf"), KEPT)
+        # Maxima of float16 and int8 are taken as such; Triton would take those of bfloat16 in float32 anyway.
+        KEPT: tl.constexpr = tl.float32 if x.dtype.element_ty == tl.bfloat16 else x.dtype.element_ty
+        LEAST: tl.constexpr = -128 if tl.int8 == KEPT else float("-inf")
+        held = tl.full([BLOCK_H * BLOCK_W, BLOCK_C], LEAST, KEPT)
     else:
         held = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_C], tl.float32)
     if UNROLL:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from ....fused_ops import int8 as _int8  # noqa: F401  (registers the operators)
+from ....fused_ops import linear as _linear  # noqa: F401
 from ....lower.graph_edit import call_functions, insert_call
 from ....lower.remove_dead_code import remove_dead_code
 from .emit import put
@@ -65,7 +67,8 @@ def _sink_permutation(graph_module: GraphModule, add: Node) -> bool:
 
 
 def _is_linear(node: Any) -> bool:
-    return isinstance(node, Node) and node.target in (aten.linear.default, torch.ops.torchkiln.linear.default)
+    ops = torch.ops.torchkiln
+    return isinstance(node, Node) and node.target in (aten.linear.default, ops.linear.default, ops.int8_linear.default)
 
 
 def _leads_to_add(node: Node) -> bool:

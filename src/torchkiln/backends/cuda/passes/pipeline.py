@@ -6,9 +6,15 @@ from torch.fx import GraphModule
 
 from ....dump import Dump
 from ....lower.pipeline import Pass, run_pass
+from .commute_quantize import commute_quantize
+from .convert_quantize import convert_quantize
 from .emit import refresh_strides
+from .fold_dequantize import fold_dequantize
 from .fuse_attention import fuse_attention
 from .fuse_conv import fuse_conv
+from .fuse_int8 import fuse_int8
+from .fuse_int8_epilogues import fuse_int8_epilogues
+from .fuse_int8_norms import fuse_int8_norms
 from .fuse_linear import fuse_linear
 from .fuse_moments import fuse_moments
 from .fuse_norms import fuse_norms
@@ -16,15 +22,22 @@ from .fuse_squeeze_excite import fuse_squeeze_excite
 from .hoist_linear_views import hoist_linear_views
 from .split_heads import split_heads
 
+#: int8 layers before all others, so that what is left of a quantized graph is floating; what follows them when views are out of the way.
 #: Attention before the softmax in it becomes an op of its own; the gates of squeeze-and-excite blocks, and norms, before the convolutions
 #: around them take what follows; views are moved out of the way before linear layers look for what follows them.
 PASSES: tuple[Pass, ...] = (
+    convert_quantize,
+    commute_quantize,
+    fuse_int8,
+    fold_dequantize,
     fuse_attention,
     fuse_squeeze_excite,
     fuse_norms,
     fuse_conv,
     split_heads,
     hoist_linear_views,
+    fuse_int8_epilogues,
+    fuse_int8_norms,
     fuse_linear,
 )
 #: Passes over their result that do not always pay: all of them are run or none (see choose_fusions).

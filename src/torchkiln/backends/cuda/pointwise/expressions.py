@@ -11,7 +11,7 @@ import torch
 from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND, elementwise_dtypes
 from torch.fx import Node
 
-from . import activations, arithmetic, logic  # noqa: F401  (they fill RULES)
+from . import activations, arithmetic, logic, quantization  # noqa: F401  (they fill RULES)
 from .rules import HALVES, RULES, TYPES, Unsupported, literal
 
 _aten = torch.ops.aten

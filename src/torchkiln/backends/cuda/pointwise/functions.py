@@ -111,6 +111,12 @@ def round_to_even(x):
 
 
 @triton.jit
+def quantize(x, ZERO_POINT, LOW, HIGH):
+    """x, in units of the scale, as an integer within bounds; still a float."""
+    return tl.minimum(tl.maximum(round_to_even(x) + ZERO_POINT, LOW), HIGH)
+
+
+@triton.jit
 def truncate(x):
     return tl.where(x < 0, tl.ceil(x), tl.floor(x))
 

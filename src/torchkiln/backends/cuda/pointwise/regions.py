@@ -17,8 +17,10 @@ _MAX_INPUTS, _MAX_OUTPUTS, _MAX_NODES = 12, 4, 48
 #: Up to this many elements a launch saved is worth more than a costly function of a broadcast operand computed again for every element.
 _RECOMPUTE_ELEMENTS = 1 << 22
 _SHORT_NAMES = {"_to_copy": "cast", "clone": "copy", "_prelu_kernel": "prelu"}
+_SHORT_NAMES |= {f"torchkiln.{name}.default": name for name in ("quantize", "dequantize")}
 _CHEAP = {"add", "sub", "rsub", "mul", "neg", "abs", "relu", "clamp", "hardtanh", "where", "maximum", "minimum", "_to_copy", "clone"}
 _CHEAP |= {"eq", "ne", "lt", "le", "gt", "ge", "masked_fill", "logical_and", "logical_or", "logical_not", "hardsigmoid", "hardswish"}
+_CHEAP |= {"torchkiln.dequantize.default"}
 
 
 @dataclass(frozen=True, eq=False)

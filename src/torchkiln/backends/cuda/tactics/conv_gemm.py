@@ -49,12 +49,12 @@ class ConvGemm:
 
     def configs(self, problem: Problem, level: int) -> list[Config]:
         geometry = _geometry(problem)
-        return gemm_configs(problem, geometry, level, flat=_is_flat(geometry))
+        return gemm_configs(problem, geometry, level, flat=is_flat(geometry))
 
     def recipe(self, problem: Problem, config: Config) -> Recipe:
         geometry = _geometry(problem)
-        packed = Packed(partial(pack_weight, block=config["BK"], flat=_is_flat(geometry)), ("x1",))
-        return gemm_recipe(problem, geometry, config, "x0", _spec(problem, 0).dtype, packed, flat=_is_flat(geometry))
+        packed = Packed(partial(pack_weight, block=config["BK"], flat=is_flat(geometry)), ("x1",))
+        return gemm_recipe(problem, geometry, config, "x0", _spec(problem, 0).dtype, packed, flat=is_flat(geometry))
 
 
 def gemm_configs(problem: Problem, geometry: Geometry, level: int, *, flat: bool) -> list[Config]:
@@ -64,12 +64,12 @@ def gemm_configs(problem: Problem, geometry: Geometry, level: int, *, flat: bool
     found: list[Config] = []
     for bm, bn, bk, warps, stages in _tile_shapes(geometry, wide, flat):
         tiles = _row_tiles(problem, geometry, bm) * -(-geometry.output_channels // bn) * geometry.groups
-        for split in _splits(tiles, _steps(geometry, bk, flat), problem.multiprocessors):
+        for split in k_splits(tiles, k_steps(geometry, bk, flat), problem.multiprocessors):
             config = {"BM": bm, "BN": bn, "BK": bk, "warps": warps, "stages": stages, "split": split, "early": False}
             found.append(config)
             if has_residual and split == 1 and bm * bn <= 128 * 128:
                 found.append({**config, "early": True})
-    ranked = sorted(found, key=lambda config: _estimate(problem, geometry, config, flat))
+    ranked = sorted(found, key=lambda config: estimate_us(problem, geometry, config, flat))
     return spread(ranked, ("BM", "BN"), 16)[: (1, 4, 10, 20, 40, 80)[level]]
 
 
@@ -81,7 +81,7 @@ def gemm_recipe(problem: Problem, geometry: Geometry, config: Config, x: str, x_
         weight: gives [CO, K] as the kernel takes it.
     """
     bm, bn, bk, split = config["BM"], config["BN"], config["BK"], config["split"]
-    wk = _steps(geometry, bk, flat) * bk
+    wk = k_steps(geometry, bk, flat) * bk
     row_tiles = _row_tiles(problem, geometry, bm)
     tiles = row_tiles * -(-geometry.output_channels // bn)
     moments = problem.op == "conv_moments"
@@ -193,11 +193,11 @@ def _spec(problem: Problem, index: int) -> TensorSpec:
     return spec
 
 
-def _is_flat(geometry: Geometry) -> bool:
+def is_flat(geometry: Geometry) -> bool:
     return geometry.taps > 1 and geometry.input_channels < FLAT_CHANNELS
 
 
-def _steps(geometry: Geometry, bk: int, flat: bool) -> int:
+def k_steps(geometry: Geometry, bk: int, flat: bool) -> int:
     """Blocks of K."""
     if flat:
         return -(-geometry.input_channels * geometry.taps // bk)
@@ -205,7 +205,7 @@ def _steps(geometry: Geometry, bk: int, flat: bool) -> int:
 
 
 #: BM, BN, warps: tiles that tensor cores fill. BM below 64 takes the smaller matrix instructions, which few rows are served by better.
-_TILES = (
+TILES = (
     (16, 16, 2),
     (16, 32, 4),
     (16, 64, 4),
@@ -235,7 +235,7 @@ def _tile_shapes(geometry: Geometry, wide: bool, flat: bool) -> list[tuple[int, 
     """(BM, BN, BK, warps, stages) that suit the sizes: a tile at most one step larger than the problem."""
     size = 4 if wide else 2
     found = []
-    for bm, bn, warps in _TILES:
+    for bm, bn, warps in TILES:
         if bn & (bn - 1):
             continue
         if (bm > 16 and bm >= 2 * geometry.rows) or (bn > 16 and bn >= 2 * geometry.output_channels):
@@ -247,13 +247,13 @@ def _tile_shapes(geometry: Geometry, wide: bool, flat: bool) -> list[tuple[int, 
             if (bk > 16 and bk >= 2 * depth) or (bk == 16 and depth > 16):
                 continue
             for stages in (2, 3, 4, 5):
-                if stages > max(2, _steps(geometry, bk, flat)) or (bm + bn) * bk * size * stages > _SHARED_BYTES:
+                if stages > max(2, k_steps(geometry, bk, flat)) or (bm + bn) * bk * size * stages > _SHARED_BYTES:
                     continue
                 found.append((bm, bn, bk, warps, stages))
     return found
 
 
-def _splits(tiles: int, steps: int, multiprocessors: int) -> list[int]:
+def k_splits(tiles: int, steps: int, multiprocessors: int) -> list[int]:
     """Ways to split K: not at all, and so that about one or two waves of programs run."""
     found = {1}
     for waves in (1, 2):
@@ -266,14 +266,14 @@ def _splits(tiles: int, steps: int, multiprocessors: int) -> list[int]:
     return sorted(found)
 
 
-def _estimate(problem: Problem, geometry: Geometry, config: Config, flat: bool) -> float:
+def estimate_us(problem: Problem, geometry: Geometry, config: Config, flat: bool) -> float:
     """A guess of the time in microseconds, for the order in which configurations are tried."""
     bm, bn, bk, split = config["BM"], config["BN"], config["BK"], config["split"]
     size = weight_of(problem).dtype.itemsize
     tiles = -(-geometry.rows // bm) * -(-geometry.output_channels // bn) * geometry.groups * split
     resident = max(1, min(3, 8 // config["warps"], _SHARED_BYTES // max(1, (bm + bn) * bk * size * config["stages"])))
     waves = -(-tiles // (problem.multiprocessors * resident))
-    steps = -(-_steps(geometry, bk, flat) // split)
+    steps = -(-k_steps(geometry, bk, flat) // split)
     # A multiprocessor does about 1024 fp16 products a cycle, less with small tiles, and loads about 40 bytes a cycle from L2.
     efficiency = min(1.0, 0.3 + bm * bn / 46000) * (0.7 if bm < 64 else 1.0)
     rate = 1024 * efficiency * (2 / size) * (0.5 if problem.math == "ieee" and size == 4 else 1)

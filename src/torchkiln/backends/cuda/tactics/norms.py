@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..recipe import Config, Kernel, Launch, Problem, Recipe, Tactic, TensorSpec
+from ..recipe import FLOATS, Config, Kernel, Launch, Problem, Recipe, Tactic, TensorSpec
 from .reduce import MAX_DIMS, Dims, collapse, only, power_of_two, refuse, unique
 from .softmax import LONGEST_ROW, row_configs, row_dims
 
@@ -21,11 +21,14 @@ class LayerNorm:
     """Several short rows or one long row to a program, read once."""
 
     name = "layer_norm"
-    ops: tuple[str, ...] = ("layer_norm",)
+    ops: tuple[str, ...] = ("layer_norm", "int8_layer_norm", "int8_layer_norm_both")
 
     def reject(self, problem: Problem) -> str:
-        if reason := refuse(problem) or _vectors(problem, 1, 2):
+        dtypes = FLOATS if problem.op == "layer_norm" else (*FLOATS, torch.int8)
+        if reason := refuse(problem, dtypes) or _vectors(problem, 1, 2):
             return reason
+        if len({spec.strides for spec in problem.outputs}) > 1:
+            return "two results that do not lie alike"
         rows, cols = self._dims(problem)
         if len(cols.sizes) > 1:
             return "normalized dimensions that do not lie evenly, row-major"
@@ -48,6 +51,9 @@ class LayerNorm:
             ("EPS", float(problem.attributes["eps"])),
             ("HAS_WEIGHT", weight is not None),
             ("HAS_BIAS", bias is not None),
+            ("HAS_WIDE", len(problem.outputs) > 1),
+            ("LOW", problem.attributes.get("low", 0)),
+            ("HIGH", problem.attributes.get("high", 0)),
             ("X_COL", cols.strides[0][0] if cols.sizes else 1),
             ("Y_COL", cols.strides[1][0] if cols.sizes else 1),
             *rows.constants("R", "XR", "YR"),
@@ -55,7 +61,8 @@ class LayerNorm:
             ("BLOCK_COLS", power_of_two(cols.numel)),
             ("PDL", problem.capability >= 90),
         )
-        operands, types = _present(problem, "x0", "x1", "x2", "y0")
+        inverse = "x0" if problem.op == "layer_norm" else "x3"
+        operands, types = _present(problem, "x0", "x1", "x2", inverse, "y0", "y1" if len(problem.outputs) > 1 else "y0")
         kernel = Kernel("norms:layer_norm", types, constants, num_warps=config["warps"])
         return Recipe((Launch(kernel, (-(-rows.numel // config["rows"]), 1, 1), operands),))
 

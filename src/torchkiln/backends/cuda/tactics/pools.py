@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..recipe import Config, Kernel, Launch, Problem, Recipe, Tactic
+import torch
+
+from ..recipe import FLOATS, Config, Kernel, Launch, Problem, Recipe, Tactic
 from .reduce import only, power_of_two, refuse, unique, volume
 
 
@@ -12,10 +14,16 @@ class Pool:
     """A block of neighbouring outputs to a program, so that what windows share is read from memory once."""
 
     name = "pool"
-    ops: tuple[str, ...] = ("aten.max_pool2d.default", "aten.max_pool3d.default", "aten.avg_pool2d.default", "aten.avg_pool3d.default")
+    ops: tuple[str, ...] = (
+        "aten.max_pool2d.default",
+        "aten.max_pool3d.default",
+        "aten.avg_pool2d.default",
+        "aten.avg_pool3d.default",
+        "int8_max_pool",
+    )
 
     def reject(self, problem: Problem) -> str:
-        return refuse(problem)
+        return refuse(problem, (torch.int8,) if problem.op == "int8_max_pool" else FLOATS)
 
     def configs(self, problem: Problem, level: int) -> list[Config]:
         x, y = only(problem)
@@ -100,7 +108,7 @@ class Pool:
 
 
 def _spatial(problem: Problem) -> int:
-    return 2 if "2d" in problem.op else 3
+    return len(problem.outputs[0].shape) - 2 if problem.op == "int8_max_pool" else 2 if "2d" in problem.op else 3
 
 
 TACTICS: tuple[Tactic, ...] = (Pool(),)

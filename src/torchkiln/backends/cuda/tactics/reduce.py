@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from ..recipe import Config, Kernel, Launch, Problem, Recipe, Tactic, TensorSpec
+from ..recipe import FLOATS, Config, Kernel, Launch, Problem, Recipe, Tactic, TensorSpec
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 MAX_DIMS = 5
 
 
@@ -60,12 +59,12 @@ def collapse(sizes: Sequence[int], *strides: Sequence[int], reorder: bool = True
     return Dims(tuple(size for size, _ in merged), tuple(tuple(steps[i] for _, steps in merged) for i in range(len(strides))))
 
 
-def refuse(problem: Problem) -> str:
-    """What no kernel here can do."""
+def refuse(problem: Problem, dtypes: Sequence[torch.dtype] = FLOATS) -> str:
+    """What no kernel here can do, on tensors of ``dtypes``."""
     for spec in (*problem.inputs, *problem.outputs):
         if spec is None:
             continue
-        if spec.dtype not in FLOATS:
+        if spec.dtype not in dtypes:
             return f"dtype {spec.dtype}"
         if spec.numel == 0:
             return "an empty tensor"
