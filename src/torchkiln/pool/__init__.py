@@ -1,0 +1,1 @@
+"""One engine several times over: a replica for each GPU, or several that share the cores of the CPU, behind one callable."""
