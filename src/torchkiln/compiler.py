@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +18,7 @@ from .capture.arguments import Arguments, read_arguments
 from .capture.capture import Model, capture
 from .capture.exported_program import default_arguments
 from .capture.model_device import devices_of, digest_of, move_model, precision_of
+from .dtypes import ENABLED_PRECISIONS, TOLERANCES, precision_name
 from .engine.contents import EngineContents
 from .engine.engine import Engine
 from .engine.report import Report, SegmentReport
@@ -25,13 +27,19 @@ from .errors import UnknownOption, UserError
 from .inputs import Input
 from .log import REJECTS, log_level, set_log_level
 from .lower.convert_output_dtype import convert_output_dtype
+from .lower.keep_float32 import is_kept_float32, keep_named
 from .lower.pipeline import lower
+from .precision_search.assignment import Narrowing
+from .precision_search.bisect_nodes import Bisection, bisect_nodes
+from .precision_search.choose_precisions import check_search, choose_precisions
 from .program import Program
 from .progress import progress
 from .quantize.batches import resize_batch
 from .quantize.calibration import Calibration
 from .quantize.calibrator import Calibrator
+from .quantize.compress_weights import compress_weights
 from .quantize.quantize_program import QuantizedProgram, quantize_program, read_quantized_model
+from .quantized_ops import INT8, is_dequantize
 from .race.attempt import Builder, reject_reports
 from .race.race import Race, check_int8, find_candidates
 from .settings import CompileSettings, op_name
@@ -108,16 +116,23 @@ def _compile_for(
         lower(program)
         if settings.output_dtype is not None:
             convert_output_dtype(program, settings.output_dtype)
+        keep_named(program.graph_module, settings.keep_float32)
     _note_ignored(program, settings, report)
     quantized = _quantize(program, group, settings, report)
-    candidates = find_candidates(group.targets, settings, report, quantized)
+    is_drawn = any(isinstance(leaf, Input) for leaf in tree_leaves((inputs, kwarg_inputs)))
+    is_search = settings.precision is not None and not settings.dryrun
+    if is_search:
+        check_search(settings, group.targets, precision, quantized, is_drawn=is_drawn)
+    candidates = [] if is_search else find_candidates(group.targets, settings, report, quantized)
     if settings.dryrun:
         return _dry_run(program, quantized, candidates, settings, device, report)
     with _phase(report, "reference"):
-        is_drawn = any(isinstance(leaf, Input) for leaf in tree_leaves((inputs, kwarg_inputs)))
         points, quantized_points = _check_points(model, arguments, quantized, settings, is_drawn)
     with _phase(report, "build"):
-        best = Race(program, settings, device, report, points, precision, quantized, quantized_points).run(candidates)
+        if is_search:
+            best = choose_precisions(program, quantized, settings, group.targets, device, report, quantized_points)
+        else:
+            best = Race(program, settings, device, report, points, precision, quantized, quantized_points).run(candidates)
     if not best.parity.verified:
         report.notes.append("not verified: verify=False")
     report.notes += [f"{name}: not read by {report.backend}, the backend that was kept" for name in settings.unread_by(report.backend)]
@@ -136,6 +151,65 @@ def calibrate(model: Model, inputs: Any, calibrator: Calibrator, *, kwarg_inputs
     return calibrator.calibrate(program)
 
 
+def bisect(
+    model: Model,
+    inputs: Any = None,
+    *,
+    precision: torch.dtype | str,
+    tolerance: float | None = None,
+    kwarg_inputs: Mapping[str, Any] | None = None,
+    calibrator: Calibrator | None = None,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+) -> Bisection:
+    """Which operators of ``model`` must stay in float32 for an engine of ``precision`` to be right. Runs the graph in PyTorch; builds nothing.
+
+    Args:
+        inputs, kwarg_inputs: as in ``compile``. The answer is for these values: pass real data where there is some.
+        precision: torch.float16, torch.bfloat16 or torch.int8, or its short name.
+        tolerance: the largest relative L2 error of the outputs. Default: as ``verify`` has it for the precision.
+        calibrator: for int8, where the ranges come from; its data is used where ``inputs`` are only described.
+        seed: of the random inputs drawn when only shapes were given.
+
+    Returns:
+        A Bisection: the first operator, a smallest set, and what to pass to ``compile(keep_float32=...)``. ``print`` shows it.
+
+    Raises UserError, ExportFailed: the model or the request cannot be taken.
+    """
+    dtype = _bisected(precision, calibrator)
+    if tolerance is None:
+        tolerance = TOLERANCES[dtype]
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 < tolerance < math.inf:
+        raise UserError(f"bisect: tolerance: expected a finite number > 0, got {tolerance!r}")
+    settings = CompileSettings(device=device, seed=seed)
+    own_device = _device_of(model, settings)
+    arguments = _arguments(model, inputs, kwarg_inputs, own_device, settings)
+    if precision_of(model) is not torch.float32:
+        raise UserError(f"bisect: it starts from float32, and the model is in {precision_name(precision_of(model))}: pass the float32 model")
+    program = capture(model, arguments)
+    lower(program)
+    tensors: Sequence[torch.Tensor] = arguments.tensors
+    narrowing = Narrowing(program, calibrator, unsigned=own_device.type == "cpu")
+    if calibrator is not None:
+        calibrator.calibrate(program)
+        if not narrowing.int8_layers():
+            raise UserError("bisect: no layer of the model can be quantized")
+        is_drawn = any(isinstance(leaf, Input) for leaf in tree_leaves((inputs, kwarg_inputs)))
+        sample = resize_batch(calibrator.sample, [t.shape for t in tensors]) if is_drawn and calibrator.sample is not None else None
+        tensors = tensors if sample is None else sample
+    return bisect_nodes(narrowing, tensors, dtype, float(tolerance))
+
+
+def _bisected(precision: torch.dtype | str, calibrator: Calibrator | None) -> torch.dtype:
+    """The dtype to bisect. Raises UserError."""
+    dtype = ENABLED_PRECISIONS.get(precision) if isinstance(precision, str) else precision
+    if dtype not in (torch.float16, torch.bfloat16, torch.int8):
+        raise UserError(f"bisect: precision: expected fp16, bf16 or int8, got {precision!r}")
+    if (dtype is torch.int8) != (calibrator is not None):
+        raise UserError("bisect: int8 needs a calibrator, which says the ranges; the other precisions need none")
+    return dtype
+
+
 def _quantize(program: Program, group: TargetGroup, settings: CompileSettings, report: Report) -> QuantizedProgram | None:
     """The program in int8, where that is asked for or the model is quantized itself.
 
@@ -145,7 +219,13 @@ def _quantize(program: Program, group: TargetGroup, settings: CompileSettings, r
     if settings.calibrator is not None:
         with _phase(report, "calibrate"):
             return quantize_program(program, settings.calibrator, unsigned=all(target.device_type == "cpu" for target in group.targets))
+    if settings.weight_precision is not None:
+        with _phase(report, "compress weights"):
+            return compress_weights(program, settings.weight_precision, settings.weight_group_size)
     own = read_quantized_model(program)
+    paired = [n.name for n in program.graph_module.graph.nodes if is_kept_float32(n) and any(map(is_dequantize, n.all_input_nodes))]
+    if own is not None and paired:
+        raise UserError(f"keep_float32: {paired[0]} reads int8 by the model's own quantize/dequantize pairs: leave it out, or pass the float model")
     if own is None and torch.int8 in settings.enabled_precisions:
         raise UserError(
             "enabled_precisions: int8 needs the range of each layer's input: give calibrator=torchkiln.ptq.DataLoaderCalibrator(batches) (on the "
@@ -167,8 +247,10 @@ def _check_points(
         return points, points
     reference = Reference(model, settings.verify_dtype)
     points = make_check_points(reference, arguments, settings.seed)
-    if quantized is None or quantized.is_own or (quantized.sample is None and not is_drawn):
+    if quantized is None or quantized.is_own or quantized.kind != INT8 or (quantized.sample is None and not is_drawn):
         return points, points
+    if settings.precision is not None and quantized.sample is None:
+        return points, points  # all engines are measured alike; accuracy judges
     if quantized.sample is None:
         quantized.checks_itself = True
         quantized.notes.append(

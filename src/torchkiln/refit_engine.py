@@ -24,6 +24,7 @@ from .engine.file import read_engine_file
 from .engine.report import Report
 from .errors import CorruptEngineFile, ParityFailed, UserError
 from .lower.convert_output_dtype import convert_output_dtype
+from .lower.keep_float32 import keep_named
 from .lower.pipeline import lower
 from .partition.extract import Step
 from .partition.partition import TORCH
@@ -73,6 +74,7 @@ def refit(engine: Engine | str | PathLike[str], model: Model, *, trusted: bool =
     lower(program)
     if settings.output_dtype is not None:
         convert_output_dtype(program, settings.output_dtype)
+    keep_named(program.graph_module, settings.keep_float32)
     report = copy.deepcopy(contents.report)
     steps = _plan(program, settings, device, contents, report)
     progress("refit", 0, len(steps))

@@ -6,24 +6,27 @@ docs/options.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import Field, dataclass, field, fields
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any
 
 import torch
 
-from .dtypes import ENABLED_PRECISIONS, dtype_name, parse_dtype, precision_name
+from .dtypes import ENABLED_PRECISIONS, PRECISIONS, dtype_name, parse_dtype, precision_name
 from .errors import UnknownOption, UnsupportedOption, UserError
 from .target import CURRENT, parse_names
 
 BACKEND_NAMES = ("auto", "openvino", "onnxruntime", "cuda", "inductor", "tensorrt", "torch")
 
 
-def option(default: Any, doc: str, backends: tuple[str, ...] = (), *, is_kept: bool = True) -> Any:
-    """``backends``: those that read the option; () when it matters whatever the backend. ``is_kept``: whether reports and files hold its value."""
-    return field(default=default, metadata={"doc": doc, "backends": backends, "is_kept": is_kept})
+def option(default: Any, doc: str, backends: tuple[str, ...] = (), *, is_kept: bool = True, has_flag: bool = True) -> Any:
+    """``backends``: those that read the option; () when it matters whatever the backend. ``is_kept``: whether reports and files hold its value.
+    ``has_flag``: whether the command line has an option of its own for it."""
+    return field(default=default, metadata={"doc": doc, "backends": backends, "is_kept": is_kept, "has_flag": has_flag})
 
 
+_GROUP_SIZES = (16, 32, 64, 128, 256)
 _TENSORRT = ("tensorrt",)
 _GPU = ("cuda", "tensorrt")
 
@@ -37,12 +40,38 @@ class CompileSettings:
         "The precisions the engine may compute in: any of torch.float32, torch.bfloat16, torch.float16, and torch.int8 for convolutions and linear "
         "layers, which needs a calibrator. float32 is always allowed as a fallback, since it is wider; the report says where it was used.",
     )
+    keep_float32: frozenset[str] = option(
+        frozenset(),
+        "What stays in float32 in an engine of a narrower precision: module paths ('encoder.norm', with all below it), operators ('aten.mul') and "
+        "nodes ('mul_3') of the lowered graph, with wildcards as in file names. 'torchkiln bisect' finds what needs it.",
+    )
+    precision: str | None = option(
+        None,
+        "'auto': choose the precision of each layer: the fastest engine within max_error or max_drop. Among enabled_precisions, where they are "
+        "given, else among all that can run here (int8 needs a calibrator). On the command line --precision auto.",
+        has_flag=False,
+    )
+    max_error: float | None = option(None, "precision='auto': the largest relative L2 error against the source model, at every checked shape.")
+    accuracy: Any = option(
+        None,
+        "precision='auto': a function of an engine that gives a number, more being better; what max_drop is measured by.",
+        is_kept=False,
+        has_flag=False,
+    )
+    max_drop: float | None = option(None, "precision='auto': how much less than the float32 engine's the result of accuracy may be.", has_flag=False)
+    max_builds: int = option(8, "precision='auto': most engines of mixed precision to build, beside those of one precision.")
     calibrator: Any = option(
         None,
         "Where the ranges of int8 come from: torchkiln.ptq.DataLoaderCalibrator(batches) or CacheCalibrator(file); on the command line a calibration "
         "cache, as 'torchkiln calibrate' writes it. Not needed for a model with quantize/dequantize pairs of its own.",
         is_kept=False,
     )
+    weight_precision: str | None = option(
+        None,
+        "Keep the weights of linear layers, products with constants and embedding tables in 'int8' or 'int4', made floating in the kernels that read "
+        "them; activations stay in enabled_precisions. Needs no data. With torch.int8 enabled too, a kernel may round its activations as they come.",
+    )
+    weight_group_size: int = option(128, "int4 weights: how many inputs of an output share a scale: 16, 32, 64, 128 or 256.")
     backend: str = option(
         "auto",
         "auto (measure every backend that can run here and keep the fastest that passes parity), or one of: "
@@ -64,7 +93,8 @@ class CompileSettings:
     verify: bool | float | None = option(
         True,
         "True: compare with the source model in float32 within the tolerance of the engine's precision (relative L2 error: "
-        "1e-4 fp32, 1e-2 fp16, 8e-2 bf16, 0.25 int8; on a GPU 1e-2 for fp32 where torch allows TF32). A number: that tolerance. "
+        "1e-4 fp32, 1e-2 fp16, 8e-2 bf16, 0.25 int8, 0.05 and 0.4 for weights in int8 and int4; on a GPU 1e-2 for fp32 where torch allows TF32). "
+        "A number: that tolerance. "
         "False or None: no check, and the file says so.",
     )
     verify_dtype: torch.dtype = option(torch.float32, "The precision of the reference run: torch.float32 or torch.float64.")
@@ -73,7 +103,12 @@ class CompileSettings:
     optimization_level: int | None = option(None, "How hard the builder tries, 0 (fastest build) to 5. Default: 3.", _GPU)
     workspace_size: int = option(0, "Most bytes of scratch memory an engine may use on the GPU. 0: the library's default, all there is.", _TENSORRT)
     disable_tf32: bool = option(False, "Compute fp32 in full, without TF32 tensor cores.", _GPU)
-    sparse_weights: bool = option(False, "Let the builder use 2:4 sparse kernels for weights that have that pattern.", _TENSORRT)
+    sparse_weights: bool = option(
+        False,
+        "Use 2:4 sparse kernels for weights that have that pattern (torchkiln.sparsify prunes to it) where they are measured to be faster. The "
+        "report says for each layer whether they are.",
+        _GPU,
+    )
     immutable_weights: bool = option(
         True, "False: a refittable engine, whose weights torchkiln.refit can replace without a build. Needs the GPU while building.", _TENSORRT
     )
@@ -95,11 +130,25 @@ class CompileSettings:
     def __post_init__(self) -> None:
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
         put("enabled_precisions", _precisions(self.enabled_precisions))
+        put("keep_float32", _names(self.keep_float32, "keep_float32"))
+        self._read_search(put)
+        if self.keep_float32 and self.enabled_precisions == {torch.float32} and self.weight_precision is None:
+            raise UserError("keep_float32: nothing narrower than float32 is enabled: leave it out, or add a precision to enabled_precisions")
         if self.calibrator is not None:
             if not callable(getattr(self.calibrator, "calibrate", None)):
                 raise UserError(f"calibrator: expected a torchkiln.ptq.DataLoaderCalibrator or CacheCalibrator, got {self.calibrator!r}")
             if torch.int8 not in self.enabled_precisions:
                 raise UserError("calibrator: it is for int8: add torch.int8 to enabled_precisions, or leave it out")
+        if self.weight_precision not in (None, "int8", "int4"):
+            raise UserError(f"weight_precision: expected 'int8', 'int4' or None, got {self.weight_precision!r}")
+        if type(self.weight_group_size) is not int or self.weight_group_size not in _GROUP_SIZES:
+            raise UserError(f"weight_group_size: expected one of {', '.join(map(str, _GROUP_SIZES))}, got {self.weight_group_size!r}")
+        if self.weight_group_size != 128 and self.weight_precision != "int4":
+            raise UserError("weight_group_size: it is for int4 weights: say weight_precision='int4', or leave it out")
+        if self.weight_precision is not None and self.calibrator is not None:
+            raise UserError("weight_precision: a calibrator's int8 layers have weights in 8 bits already: leave one of the two out")
+        if self.weight_precision is not None and self.precision is not None:
+            raise UserError("weight_precision: precision='auto' chooses what layers compute in, not how weights are kept: leave one of the two out")
         ops = self.torch_executed_ops
         one = isinstance(ops, str) or not isinstance(ops, Iterable)
         put("torch_executed_ops", frozenset(op_name(op) for op in ([ops] if one else ops)))
@@ -147,10 +196,47 @@ class CompileSettings:
                 readers = ", ".join(next(f for f in fields(self) if f.name == name).metadata["backends"])
                 raise UserError(f"{name}: backend {self.backend!r} does not read this option ({readers} does): leave it out")
 
+    def _read_search(self, put: Callable[[str, Any], None]) -> None:
+        """Check the options of precision='auto', which itself enables what is there to choose among. Raises UserError."""
+        budgets = [name for name in ("max_error", "accuracy", "max_drop") if getattr(self, name) is not None]
+        if self.precision is None:
+            if budgets or self.max_builds != 8:
+                name = budgets[0] if budgets else "max_builds"
+                raise UserError(f"{name}: it belongs to precision='auto': add that, or leave {name} out")
+            return
+        if self.precision != "auto":
+            raise UserError(f"precision: expected 'auto', got {self.precision!r}: name precisions in enabled_precisions")
+        if budgets not in (["max_error"], ["accuracy", "max_drop"]):
+            raise UserError(f"precision='auto': expected a budget, max_error alone or accuracy with max_drop, got {' and '.join(budgets) or 'none'}")
+        if self.accuracy is not None and not callable(self.accuracy):
+            raise UserError(f"accuracy: expected a function of an engine, got {self.accuracy!r}")
+        for name, lowest in (("max_error", "> 0"), ("max_drop", ">= 0")):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf or (name == "max_error" and value == 0):
+                raise UserError(f"{name}: expected a finite number {lowest}, got {value!r}")
+            put(name, float(value))
+        if type(self.max_builds) is not int or self.max_builds < 0:
+            raise UserError(f"max_builds: expected an integer >= 0, got {self.max_builds!r}")
+        if self.max_error is not None and self.verify is not True:
+            raise UserError(f"verify: max_error says how exact the engine must be, and it is checked: leave verify={self.verify!r} out")
+        for name in ("weight_precision", "output_dtype"):
+            if getattr(self, name) is not None:
+                raise UserError(f"{name}: precision='auto' does not go with it: leave one of the two out")
+        if not (self.immutable_weights and not self.strip_engine_weights):
+            raise UserError("precision='auto': it chooses by the weights: an engine for other weights is built with enabled_precisions")
+        if self.enabled_precisions == {torch.float32}:
+            put("enabled_precisions", frozenset(PRECISIONS.values()) | ({torch.int8} if self.calibrator is not None else set()))
+
     def unread_by(self, backend: str) -> list[str]:
         """The options that were set to something else than their default and that ``backend`` does not read."""
         readers = {f.name: f.metadata["backends"] for f in fields(self)}
         return [f.name for f in fields(self) if readers[f.name] and backend not in readers[f.name] and getattr(self, f.name) != f.default]
+
+    def without_search(self, **changed: Any) -> CompileSettings:
+        """The settings of a build whose precisions are chosen, with other changes."""
+        return replace(self, precision=None, max_error=None, accuracy=None, max_drop=None, max_builds=type(self).max_builds, **changed)
 
     @property
     def takes_new_weights(self) -> bool:
@@ -171,6 +257,10 @@ class CompileSettings:
                 raise UnsupportedOption(f"{where}: option {name!r} is not available: {FOREIGN_OPTIONS[name]}")
             if name not in known:
                 raise UnknownOption(name, known, where)
+        if options.get("precision") == "auto" and "enabled_precisions" in options and _precisions(options["enabled_precisions"]) == {torch.float32}:
+            raise UserError(
+                f"{where}: enabled_precisions: precision='auto' has nothing to choose among in float32 alone: leave it out, or add others"
+            )
         return cls(**options)
 
     @property
@@ -230,6 +320,13 @@ def op_name(op: Any) -> str:
     """``torch.ops.aten.relu.default``, ``"torch.ops.aten.relu.default"`` or ``"aten::relu"`` -> ``"aten.relu.default"``-style text."""
     text = op if isinstance(op, str) else str(op)
     return text.removeprefix("torch.ops.").replace("::", ".")
+
+
+def _names(value: Any, option_name: str) -> frozenset[str]:
+    names = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [None]
+    if not all(isinstance(name, str) and name for name in names):
+        raise UserError(f"{option_name}: expected names, as {{'encoder.norm', 'aten.mul'}}, got {value!r}")
+    return frozenset(names)
 
 
 def _precisions(value: Any) -> frozenset[torch.dtype]:

@@ -21,6 +21,9 @@ def defaults(**changed: Any) -> dict[str, Any]:
 def test_every_declared_option_is_there_with_its_own_help() -> None:
     parameters = {p.name: p for p in _setting_parameters()}
     for declared in declared_options():
+        if not declared.metadata["has_flag"]:
+            assert declared.name not in parameters
+            continue
         parameter = parameters.pop(declared.name)
         assert parameter.help == declared.metadata["doc"]
         flag = RENAMED.get(declared.name, "--" + declared.name.replace("_", "-"))
@@ -43,6 +46,13 @@ def test_values_become_settings() -> None:
     assert settings.output_dtype == torch.float16
     assert settings.verify == 0.25
     assert read_settings(defaults(verify=False)).verify is False
+
+
+def test_auto_is_a_precision_that_may_be_narrowed_down() -> None:
+    settings = read_settings(defaults(enabled_precisions="auto", max_error=0.01))
+    assert (settings.precision, settings.max_error) == ("auto", 0.01)
+    assert settings.enabled_precisions == {torch.float32, torch.bfloat16, torch.float16}
+    assert read_settings(defaults(enabled_precisions="auto,bf16", max_error=0.01)).enabled_precisions == {torch.bfloat16}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The command line: ``torchkiln compile``, ``calibrate``, ``run``, ``bench``, ``inspect``, ``export``, ``merge``, ``refit``, ``doctor``.
+"""The command line: ``torchkiln compile``, ``calibrate``, ``bisect``, ``run``, ``bench``, ``inspect``, ``export``, ``merge``, ``refit``, ``doctor``.
 
 Commands import torch only when they run, so that ``--help`` answers at once.
 """
@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from .. import __version__
 from ..errors import TorchkilnError, UntrustedCode
 from .bench import bench
+from .bisect import bisect
 from .calibrate import calibrate
 from .compile import compile_model
 from .console import print_error, print_notes
@@ -55,6 +56,7 @@ app = typer.Typer(
 )
 app.command("compile", cls=SettingsCommand)(compile_model)
 app.command("calibrate")(calibrate)
+app.command("bisect")(bisect)
 app.command("run")(run)
 app.command("bench")(bench)
 app.command("inspect")(inspect)

@@ -34,6 +34,9 @@ def compile_model(
     max_shape: MaxShapes = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The engine file to write.")] = None,
     weights: Weights = None,
+    frontier: Annotated[
+        Path | None, typer.Option("--frontier", metavar="FILE", help="--precision auto: draw time against error into this file (.png, .svg, .pdf).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compile a model into an engine file, and check it against the model."""
@@ -43,6 +46,10 @@ def compile_model(
     if output is not None:
         check_writable(output)
     settings = read_settings(settings_values)
+    if frontier is not None:
+        if settings.precision is None or settings.dryrun:
+            raise typer.BadParameter("--frontier is what --precision auto finds: add that, or leave it out")
+        check_writable(frontier)
 
     import torchkiln
 
@@ -64,6 +71,8 @@ def compile_model(
             report.model = loaded.name  # says more than the class's name, and is kept in the file
         if isinstance(result, Engine) and output is not None:
             result.save(output)
+        if isinstance(result, Engine) and frontier is not None and reports[0].frontier is not None:
+            reports[0].frontier.plot(frontier)
     written: dict[str, Any] = {}
     if isinstance(result, Engine) and output is not None:
         written = {"engine": str(output), "size_bytes": output.stat().st_size}

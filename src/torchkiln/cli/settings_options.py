@@ -41,6 +41,7 @@ _TYPES: dict[str, Any] = {
     "torch.dtype": str,
     "torch.dtype | None": str,
     "torch.device | str | None": str,
+    "float | None": float,
     "bool | float | None": bool,
 }
 
@@ -68,11 +69,16 @@ def read_settings(values: dict[str, Any]) -> CompileSettings:
     options: dict[str, Any] = {}
     try:
         for declared in declared_options():
-            value = values[declared.name]
+            value = values.get(declared.name)
             if value is None:
                 continue
             if declared.name == "enabled_precisions":
                 value = comma_list([value])
+                if "auto" in value:
+                    options["precision"] = "auto"
+                    value.remove("auto")
+                    if not value:
+                        continue
             elif declared.name == "calibrator":
                 value = CacheCalibrator(value)
             elif declared.name == "workspace_size":
@@ -104,7 +110,7 @@ def _setting_parameters() -> list[Any]:
     """The click parameters, made by typer itself from a function that has the right signature."""
     from ..settings import declared_options
 
-    parameters = [_parameter(d.name, _TYPES[str(d.type)], d.default, d.metadata["doc"]) for d in declared_options()]
+    parameters = [_parameter(d.name, _TYPES[str(d.type)], d.default, d.metadata["doc"]) for d in declared_options() if d.metadata["has_flag"]]
     parameters.append(_parameter("tolerance", float, None, "The largest relative L2 error that passes, instead of the precision's own."))
 
     def collect() -> None: ...

@@ -9,13 +9,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .render_frontier import render_frontier
 from .report import ParityReport, Report
 
 WIDTH = 120
 
 
 def render_report(report: Report) -> str:
-    """The report as plain text, 120 columns wide: headline, segments, parity, candidates, rejects, notes, phases."""
+    """The report as plain text, 120 columns wide: headline, segments, parity, candidates, rejects, 2:4 layers, notes, phases."""
     console = Console(file=StringIO(), width=WIDTH, force_terminal=False, color_system=None, emoji=False, markup=False, highlight=False)
     console.print(
         f"{report.model} on {report.device}: {report.backend} {report.precision} (allowed: {', '.join(report.enabled_precisions)}), "
@@ -28,6 +29,10 @@ def render_report(report: Report) -> str:
         console.print(_candidates(report))
     if report.rejects:
         console.print(_rejects(report))
+    if report.sparse_layers:
+        console.print(_sparse_layers(report))
+    for part in render_frontier(report.frontier) if report.frontier is not None else ():
+        console.print(part)
     for note in report.notes:
         console.print(f"note: {note}")
     if report.phases_s:
@@ -77,6 +82,20 @@ def _rejects(report: Report) -> Table:
     table = _table("rejects", {"refused": "left", "times": "right", "backend": "left", "reason": "left", "first at": "left"})
     for (subject, backend, reason), count in counts.most_common():
         _row(table, subject, count, backend, reason, first[subject, backend, reason])
+    return table
+
+
+def _sparse_layers(report: Report) -> Table:
+    """Layers without the pattern are counted in the title: they were not asked for."""
+    layers = report.sparse_layers
+    counts = Counter(layer.outcome for layer in layers)
+    title = f"2:4 weights: used in {counts['used']} of {len(layers)} layers, {counts['no pattern']} without the pattern"
+    table = _table(
+        title, {"layer": "left", "backend": "left", "2:4": "left", "run by": "left", "2:4 us": "right", "dense us": "right", "reason": "left"}
+    )
+    for s in layers:
+        if s.outcome != "no pattern":
+            _row(table, s.layer, s.backend, s.outcome, s.tactic or "-", _number(s.sparse_us, ".2f"), _number(s.dense_us, ".2f"), s.reason)
     return table
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 from ..errors import CorruptEngineFile
+from .frontier import Frontier, FrontierPoint, LayerReport
 
 T = TypeVar("T")
 
@@ -27,6 +28,12 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     "list[SegmentReport]": _list_of(dict),
     "list[RejectReport]": _list_of(dict),
     "list[CandidateReport]": _list_of(dict),
+    "list[FrontierPoint]": _list_of(dict),
+    "list[LayerReport]": _list_of(dict),
+    "Frontier | None": lambda value: value is None or type(value) is dict,
+    "float": lambda value: type(value) in _NUMBERS,
+    "dict[str, int]": lambda value: type(value) is dict and all(type(part) is int for part in value.values()),
+    "list[SparseLayerReport]": _list_of(dict),
     "ParityReport": lambda value: type(value) is dict,
     "dict[str, float]": lambda value: type(value) is dict and all(type(part) in _NUMBERS for part in value.values()),
     "dict[str, str]": lambda value: type(value) is dict and all(type(part) is str for part in value.values()),
@@ -70,6 +77,27 @@ class CandidateReport:
 
 
 @dataclass
+class SparseLayerReport:
+    """What ``sparse_weights=True`` came to for one layer with a constant weight.
+
+    Attributes:
+        layer: its module's name, or the operation's where several became one.
+        outcome: "used", "slower" (than the dense kernel, as measured), "not supported", "failed", "no pattern" (the weight is not 2:4), or "left to
+            the library" (which does not say). ``reason`` explains all but "used".
+        tactic: what runs it, where the backend says.
+        sparse_us, dense_us: medians of the fastest kernel of each kind at the opt shapes; None where none was measured.
+    """
+
+    layer: str
+    backend: str
+    outcome: str
+    tactic: str = ""
+    sparse_us: float | None = None
+    dense_us: float | None = None
+    reason: str = ""
+
+
+@dataclass
 class ParityReport:
     """The engine's outputs against the source model's, the worst over all outputs and all checked shapes.
 
@@ -100,11 +128,15 @@ class Report:
     rejects: list[RejectReport] = field(default_factory=list)
     candidates: list[CandidateReport] = field(default_factory=list)
     parity: ParityReport = field(default_factory=lambda: ParityReport(verified=False))
+    frontier: Frontier | None = None
+    """What the search of precision="auto" built and measured."""
     notes: list[str] = field(default_factory=list)
     phases_s: dict[str, float] = field(default_factory=dict)
     """Seconds of each phase of the build: capture, lower, partition, build, verify."""
     versions: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    sparse_layers: list[SparseLayerReport] = field(default_factory=list)
+    """With ``sparse_weights=True``: every linear layer and convolution that has a constant weight."""
 
     @property
     def build_s(self) -> float:
@@ -130,6 +162,11 @@ class Report:
         report.rejects = [_load(RejectReport, r) for r in report.rejects]
         report.candidates = [_load(CandidateReport, c) for c in report.candidates]
         report.parity = _load(ParityReport, report.parity)
+        if report.frontier is not None:
+            report.frontier = _load(Frontier, report.frontier)
+            report.frontier.points = [_load(FrontierPoint, p) for p in report.frontier.points]
+            report.frontier.layers = [_load(LayerReport, one) for one in report.frontier.layers]
+        report.sparse_layers = [_load(SparseLayerReport, s) for s in report.sparse_layers]
         return report
 
     def __str__(self) -> str:

@@ -11,6 +11,8 @@ Operators with no precision of their own follow their inputs, each of which lean
 * integers made floating, the model's own casts, reductions, masks, inputs of rank 0 and 1 (a time step a sample) and what derives from them
   alone lean WIDE: position tables, time embeddings, masks and statistics need the digits, and are mostly small. Where one meets an
   activation, the operator computes in float32, and its result leans LOW again.
+
+A node that keep_float32.py has marked computes in float32; its result leans as it would without the mark.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from torch.utils._pytree import tree_map
 
 from ..quantized_ops import is_dequantize
 from .graph_edit import constant_of, insert_call, insert_constant
+from .keep_float32 import is_kept_float32
 from .low_range import clamp_tensor, exceeds_range, has_number_out_of_range, insert_clamp
 from .mask_inputs import is_mask_input
 from .precision_rules import Rule, is_fill, is_reduction, rule_of, tensors_of
@@ -118,7 +121,7 @@ class _Conversion:
         out_of_range = rule is Rule.FOLLOW and has_number_out_of_range(node, self.dtype)
         follows_low = rule is Rule.FOLLOW and not out_of_range and Lean.LOW in leans and Lean.WIDE not in leans
         if rule is Rule.LOW or follows_low:
-            self._compute_low(node, inputs)
+            self._compute_kept(node, inputs) if is_kept_float32(node) else self._compute_low(node, inputs)
             return
         if any(n in self.is_low for n in inputs):
             node.args, node.kwargs = map_arg((node.args, node.kwargs), self._wide)
@@ -134,6 +137,12 @@ class _Conversion:
             node.meta["val"] = self._lowered(node.meta["val"])
             self.is_low.add(node)
         self.converted += bool(inputs)
+
+    def _compute_kept(self, node: Node, inputs: list[Node]) -> None:
+        node.args, node.kwargs = map_arg((node.args, node.kwargs), self._wide)
+        self.leans[node] = Lean.LOW
+        if any(n in self.is_large for n in inputs):
+            self.is_large.add(node)
 
     def _lowered(self, value: Any) -> Any:
         """What the call computes now: the same sizes and strides, so that symbols that the call itself made stay the same."""

@@ -9,14 +9,19 @@ what they are, and so does what the model makes of them. At the other end, an ep
 from __future__ import annotations
 
 import math
+from collections.abc import MutableMapping
 
 import torch
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from .graph_edit import insert_call
 
 aten = torch.ops.aten
+
+#: Tensor -> (its version, smallest value, largest value), as long as the tensor lives.
+_remembered: MutableMapping[torch.Tensor, tuple[int, float, float]] = WeakTensorKeyDictionary()
 
 
 def range_limit(dtype: torch.dtype) -> float:
@@ -42,11 +47,23 @@ def exceeds_range(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
     if tensor.numel() == 0:
         return False
     limit = range_limit(dtype)
-    low, high = (v.item() for v in torch.aminmax(tensor))  # one pass, which settles it for nearly every weight
+    low, high = _extremes(tensor)  # one pass, which settles it for nearly every weight
     if -limit <= low and high <= limit:
         return False
     finite = tensor[tensor.isfinite()]
     return bool((finite.abs() > limit).any())
+
+
+def _extremes(tensor: torch.Tensor) -> tuple[float, float]:
+    """The smallest and the largest value; remembered, since a search converts the same weights many times."""
+    if tensor.is_inference():
+        low, high = torch.aminmax(tensor)
+        return low.item(), high.item()
+    found = _remembered.get(tensor)
+    if found is None or found[0] != tensor._version:
+        low, high = torch.aminmax(tensor)
+        found = _remembered[tensor] = (tensor._version, low.item(), high.item())
+    return found[1], found[2]
 
 
 def clamp_tensor(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -61,7 +61,8 @@ def location(node: Node) -> str:
     files = [line.strip() for line in trace.splitlines() if line.strip().startswith("File ")]
     if not files:
         return node.name
-    parts = files[-1].split(", ")
+    own = [line for line in files if "/torch/nn/" not in line.replace("\\", "/")]
+    parts = (own or files)[-1].split(", ")
     path = parts[0].removeprefix("File ").strip('"').rpartition("/")[2]
     line = parts[1].removeprefix("line ") if len(parts) > 1 else "?"
     return f"{node.name} ({path}:{line})"

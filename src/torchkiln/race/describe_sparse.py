@@ -46,7 +46,9 @@ def describe_sparse(attempt: Attempt) -> list[SparseLayerReport]:
         if rows is None:
             found += [_from_graph(node, name, segment.backend) for node, name in layers]
         else:
-            by_weight = {str(_source(node).target): name for node, name in layers}
+            by_weight: dict[str, list[str]] = {}
+            for node, name in layers:
+                by_weight.setdefault(str(_source(node).target), []).append(name)
             found += [_from_backend(row, by_weight, segment.backend) for row in rows]
     return found
 
@@ -80,10 +82,11 @@ def _from_graph(node: Node, name: str, backend: str) -> SparseLayerReport:
     return SparseLayerReport(name, backend, "not supported", reason=_DENSE.get(backend, f"{backend} multiplies it dense"))
 
 
-def _from_backend(row: dict[str, Any], by_weight: dict[str, str], backend: str) -> SparseLayerReport:
-    """Of one that does: under the module's name, where the weight is a layer's own."""
+def _from_backend(row: dict[str, Any], by_weight: dict[str, list[str]], backend: str) -> SparseLayerReport:
+    """Of one that does: under the module's name, where the weight is a layer's own. Takes the name out of several that have the weight."""
     weight = row["weight"]
     while weight not in by_weight and _SUFFIX.search(weight):
         weight = _SUFFIX.sub("", weight)
-    name = by_weight.get(weight, row["label"])
+    names = by_weight.get(weight) or [row["label"]]
+    name = names.pop(0) if len(names) > 1 else names[0]
     return SparseLayerReport(name, backend, row["outcome"], row["tactic"], row["sparse_us"], row["dense_us"], row["reason"])

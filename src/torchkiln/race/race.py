@@ -17,13 +17,17 @@ from ..partition.partition import TORCH
 from ..program import Program
 from ..progress import progress
 from ..quantize.quantize_program import QuantizedProgram
+from ..quantized_ops import INT8
 from ..settings import CompileSettings
 from ..target import Target
 from ..verify.locate_fault import locate_fault
-from ..verify.tolerance import precisions_in, tolerance_for
+from ..verify.reference import flat_tensors, full_float32
+from ..verify.tolerance import WEIGHT_TOLERANCES, precisions_in, tolerance_for
 from ..verify.verify import CheckPoint, passed, verify
 from .attempt import Attempt, Builder, NothingToBuild, reject_reports, required
+from .describe_sparse import describe_sparse
 from .timing import race_us
+from .weight_notes import weight_notes
 
 QUICK_BUDGET_S = 0.3
 FINAL_BUDGET_S = 1.5
@@ -71,8 +75,12 @@ def find_candidates(
 
 
 def check_int8(settings: CompileSettings) -> None:
-    """Raises BackendUnavailable when int8 is asked of the one backend that has none."""
-    if torch.int8 in settings.enabled_precisions and settings.backend != "auto":
+    """Raises BackendUnavailable when int8, or weights in 8 or 4 bits, are asked of the one backend that has none."""
+    if settings.weight_precision is not None and settings.backend != "auto":
+        reason = get_backend(settings.backend).no_weight_only
+        if reason:
+            raise BackendUnavailable(f"backend {settings.backend!r}: weight_precision: {reason}")
+    elif torch.int8 in settings.enabled_precisions and settings.backend != "auto":
         reason = get_backend(settings.backend).no_int8
         if reason:
             raise BackendUnavailable(f"backend {settings.backend!r}: int8: {reason}")
@@ -90,6 +98,8 @@ def _with_int8(
     backend: Backend, candidates: list[Candidate], settings: CompileSettings, report: Report, quantized: QuantizedProgram
 ) -> list[Candidate]:
     """A backend's candidates of the quantized program, and of the program itself for the floating precisions asked for."""
+    if quantized.kind != INT8:
+        return _with_weights(backend, candidates, settings, report, quantized)
     asked = torch.int8 in settings.enabled_precisions
     if backend.no_int8 and asked:
         report.rejects.append(RejectReport("int8", "precision", backend.name, backend.no_int8))
@@ -100,6 +110,18 @@ def _with_int8(
     if backend.name == TORCH and floats and settings.backend == "auto":
         return floats  # PyTorch's int8 is floating arithmetic and more of it: it is there for its numbers
     return int8 + floats
+
+
+def _with_weights(
+    backend: Backend, candidates: list[Candidate], settings: CompileSettings, report: Report, quantized: QuantizedProgram
+) -> list[Candidate]:
+    """A backend's candidates of a program whose weights alone are quantized; none has floating weights."""
+    if not backend.no_weight_only:
+        return [replace(c, quantized=True, kind=quantized.kind) for c in candidates]
+    if settings.weight_precision is None:
+        return candidates
+    report.rejects.append(RejectReport(f"{settings.weight_precision} weights", "precision", backend.name, backend.no_weight_only))
+    return []
 
 
 def _candidates_for_all(backend: Backend, targets: Sequence[Target], settings: CompileSettings) -> tuple[list[Candidate], list[Reject]]:
@@ -145,14 +167,15 @@ class Race:
         self._arguments = points[0].arguments
         self._failures: list[Exception] = []
         self._breaches: list[tuple[Candidate, str, float]] = []
+        self._rounded_points: list[CheckPoint] | None = None
 
     def run(self, candidates: list[Candidate]) -> Attempt:
         """The fastest candidate that passes. Raises ParityFailed, BuildFailed (or what the only candidate raised) when none is left."""
         attempts = self._build_all(candidates)
         if not attempts:
-            raise self._failure()
-        best = self._choose(attempts)
-        self._describe(best, attempts)
+            raise self.failure()
+        best = self.choose(attempts)
+        self.describe(best, attempts)
         return best
 
     def _build_all(self, candidates: list[Candidate]) -> list[Attempt]:
@@ -163,7 +186,7 @@ class Race:
             if (candidate.backend, candidate.quantized) in slow_builders:
                 self._note(candidate, "skipped", f"{candidate.backend} passed in a narrower precision, and building it again takes long")
                 continue
-            attempt = self._try(candidate)
+            attempt = self.attempt(candidate)
             if attempt is None:
                 continue
             attempts.append(attempt)
@@ -177,7 +200,7 @@ class Race:
         progress("build", len(candidates), len(candidates))
         return attempts
 
-    def _try(self, candidate: Candidate) -> Attempt | None:
+    def attempt(self, candidate: Candidate) -> Attempt | None:
         """Build, check and time one candidate; None (with the reason in the report) when it is out."""
         start = time.perf_counter()
         try:
@@ -197,15 +220,25 @@ class Race:
             self._note(candidate, "failed", str(error).splitlines()[0], build_s=time.perf_counter() - start)
             return None
         is_same_graph = self._quantized is not None and self._quantized.checks_itself and (candidate.quantized or self._quantized.is_own)
-        int8 = [torch.int8] if candidate.quantized and not is_same_graph else []
+        int8 = [torch.int8] if candidate.quantized and candidate.kind == INT8 and not is_same_graph else []
         precisions = precisions_in([candidate.precision, *int8], self._model_precision, self._settings.output_dtype)
-        tolerance = tolerance_for(self._settings.verify, precisions, self._device, checks_itself=is_same_graph)
+        kind = candidate.kind if candidate.quantized and not is_same_graph else ""
+        tolerance = tolerance_for(self._settings.verify, precisions, self._device, checks_itself=is_same_graph, kind=kind)
         try:
             if tolerance is not None:
                 attempt.parity = verify(attempt.engine, self._points[candidate.quantized], self._settings.verify_dtype, tolerance)
                 if not passed(attempt.parity):
                     self._parity_breach(attempt)
                     return None
+                if kind in WEIGHT_TOLERANCES:
+                    # The tolerance of rounded weights is wide: what the backend computes with them is checked by itself.
+                    may_round = torch.int8 in self._settings.enabled_precisions
+                    own = tolerance_for(True, precisions, self._device, checks_itself=may_round)
+                    found = verify(attempt.engine, self._weight_points(), self._settings.verify_dtype, own or 0.0)
+                    if not passed(found):
+                        attempt.parity = found
+                        self._parity_breach(attempt, "from the graph with these weights in PyTorch: ")
+                        return None
             if candidate.is_here:
                 (attempt.median_us,) = race_us([self._call(attempt)], self._device, QUICK_BUDGET_S)
         except RuntimeError as error:  # what libraries raise when an engine that was built cannot run
@@ -222,16 +255,25 @@ class Race:
         engine, args, kwargs = attempt.engine, self._arguments.args, self._arguments.kwargs
         return lambda: engine(*args, **kwargs)
 
-    def _parity_breach(self, attempt: Attempt) -> None:
+    def _weight_points(self) -> list[CheckPoint]:
+        """The check points with what the graph with rounded weights answers in PyTorch."""
+        if self._rounded_points is None:
+            run = self._programs[True].graph_module
+            with torch.inference_mode(), full_float32():
+                answers = [flat_tensors(run(*point.arguments.tensors)) for point in self._points[True]]
+            self._rounded_points = [CheckPoint(p.name, p.arguments, a) for p, a in zip(self._points[True], answers, strict=True)]
+        return self._rounded_points
+
+    def _parity_breach(self, attempt: Attempt, what: str = "") -> None:
         parity, candidate = attempt.parity, attempt.candidate
         figures = (
-            f"relative error {parity.relative_error:.3g} (tolerance {parity.tolerance:.3g} for {candidate.precision_text}), "
+            f"{what}relative error {parity.relative_error:.3g} (tolerance {parity.tolerance:.3g} for {candidate.precision_text}), "
             f"max abs error {parity.max_abs_error:.3g}, cosine {parity.cosine:.6g}"
         )
         self._breaches.append((candidate, figures, parity.tolerance or 0.0))
         self._note(candidate, "parity", figures, build_s=attempt.build_s, relative_error=parity.relative_error)
 
-    def _choose(self, attempts: list[Attempt]) -> Attempt:
+    def choose(self, attempts: list[Attempt]) -> Attempt:
         """The fastest. Those within reach of it are timed again, longer and in turns."""
         if len(attempts) == 1:
             return attempts[0]
@@ -243,7 +285,8 @@ class Race:
                 attempt.median_us = median
         return min(finalists, key=lambda a: a.median_us)
 
-    def _describe(self, best: Attempt, attempts: list[Attempt]) -> None:
+    def describe(self, best: Attempt, attempts: list[Attempt]) -> None:
+        """Fill the report for ``best``, of ``attempts`` that passed."""
         report = self._report
         for attempt in attempts:
             status = "kept" if attempt is best else "slower"
@@ -256,7 +299,9 @@ class Race:
             report.notes += self._quantized.notes if best.candidate.quantized else []
         if not best.candidate.quantized and torch.int8 in self._settings.enabled_precisions:
             report.notes.append("int8: it is enabled, and the engine kept is not in int8: see the candidates")
-        if best.candidate.quantized and best.candidate.backend in _FLOATING:
+        if best.candidate.quantized and best.candidate.kind != INT8:
+            report.notes += weight_notes(best, self._quantized.float_bytes if self._quantized is not None else 0, self._settings)
+        elif best.candidate.quantized and best.candidate.backend in _FLOATING:
             report.notes.append(f"int8: {best.candidate.backend} computes it in floating point: int8's numbers, not its speed")
         report.notes += [
             f"{segment.name}: {segment.backend} runs {int8} of {count} convolutions and matrix products by int8 kernels"
@@ -264,10 +309,16 @@ class Race:
             for int8, count in [segment.artifact.metadata.get("int8_layers") or (0, 0)]
             if count
         ]
+        report.notes += [
+            f"{segment.name}: {segment.backend} computes in floating point, though the graph has it in int8: {reject}"
+            for segment in best.contents.segments
+            for reject in segment.artifact.metadata.get("int8_rejects", ())
+        ]
         if not all(segment.artifact.metadata.get("exact_sums", True) for segment in best.contents.segments):
             report.notes.append(
                 "int8: this CPU has neither VNNI nor AMX, without which OpenVINO's sums may saturate: build on the kind of CPU it runs on"
             )
+        report.sparse_layers = describe_sparse(best) if self._settings.sparse_weights else []
         report.segments = best.segment_reports
         report.parity = best.parity
         report.notes += [best.engine.cuda_graph_note] if best.engine.cuda_graph_note else []
@@ -296,7 +347,8 @@ class Race:
     ) -> None:
         self._report.candidates.append(CandidateReport(str(candidate), status, build_s, median_ms, relative_error, reason))
 
-    def _failure(self) -> Exception:
+    def failure(self) -> Exception:
+        """Why nothing is left."""
         if self._breaches:
             # Finding the operator takes a build of its own, so it is done only for the breach that fails the whole build.
             candidate, figures, tolerance = self._breaches[0]
