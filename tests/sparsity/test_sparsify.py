@@ -195,6 +195,13 @@ def test_channels_last_stays(net, is_early):
     assert torchkiln.remove_masks(net).conv.weight.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_pruned_in_inference_mode_it_can_be_trained(net):
+    with torch.inference_mode():
+        torchkiln.sparsify(net)
+    step(net.train(), torch.optim.SGD(net.parameters(), 0.1))
+    assert sparse_names(net) == PRUNED
+
+
 def test_frozen_weights_stay_frozen(net):
     net.linear.weight.requires_grad_(False)
     torchkiln.sparsify(net)

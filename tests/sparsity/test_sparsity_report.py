@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
 import torchkiln
@@ -21,6 +22,7 @@ def test_every_reason():
     integers.weight = nn.Parameter(torch.zeros(32, 32, dtype=torch.int8), requires_grad=False)
     twin = nn.Linear(32, 32)
     twin.weight = shared.weight
+    hooked = prune.l1_unstructured(nn.Linear(32, 32), "weight", 0.5)
     model = nn.ModuleDict(
         {
             "first": nn.Conv2d(32, 32, 3),
@@ -30,6 +32,7 @@ def test_every_reason():
             "grouped": nn.Conv2d(32, 32, 3, groups=2),
             "transposed": nn.ConvTranspose2d(32, 32, 2),
             "normed": weight_norm(nn.Linear(32, 32)),
+            "hooked": hooked,
             "shared": shared,
             "twin": twin,
             "tied": tied,
@@ -52,6 +55,7 @@ def test_every_reason():
         "grouped": "a convolution of 2 groups",
         "transposed": "a transposed convolution",
         "normed": "its weight is computed by another parametrization",
+        "hooked": "its weight is no parameter: a hook computes it",
         "shared": "its weight is shared with another module",
         "twin": "its weight is shared with another module",
         "tied": "its weight is shared with another module",

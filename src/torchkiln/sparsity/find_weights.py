@@ -120,6 +120,8 @@ def _reason(module: nn.Module, parameter: str, multiple_of: int, uses: Counter[i
     """Why this weight cannot be pruned, whatever its place in the model; "" when it can."""
     if parametrize.is_parametrized(module, parameter) and not has_mask(module, parameter):
         return "its weight is computed by another parametrization"
+    if not parametrize.is_parametrized(module, parameter) and parameter not in module._parameters:
+        return "its weight is no parameter: a hook computes it"
     weight = getattr(module, parameter)
     if is_lazy(weight):
         return "its weight has no shape yet: call the model once first"

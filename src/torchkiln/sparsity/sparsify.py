@@ -32,7 +32,7 @@ def sparsify(model: M, *, skip: str | Iterable[str] = (), stem: bool = False, he
     Args:
         model: an nn.Module of real weights, on any device.
         skip: names of layers to leave dense, with wildcards as in file names (``"layer4.*"``), beside those that are left dense anyway:
-            transposed, grouped and depthwise convolutions; weights that are shared, quantized or computed by a parametrization.
+            transposed, grouped and depthwise convolutions; weights that are shared, quantized or computed by a parametrization or a hook.
         stem: prune the first layer too (in the order in which modules were registered; a model that begins with an embedding has no stem).
         head: prune the last layer too.
         multiple_of: prune layers whose input and output dimensions are multiples of this: of 16, as kernels for 16-bit types want it (32 for 8-bit
@@ -51,7 +51,7 @@ def sparsify(model: M, *, skip: str | Iterable[str] = (), stem: bool = False, he
     if not chosen:
         reasons = "; ".join(f"{weight.name}: {weight.reason}" for weight in weights[:20]) or "it has no linear layer and no convolution"
         raise UserError(f"model: nothing to prune: {reasons}")
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():  # a mask that is made in inference mode cannot be trained with
         for done, weight in enumerate(chosen):
             progress("sparsify", done, len(chosen))
             if not weight.has_mask:

@@ -14,7 +14,7 @@ from torchkiln.backends.cuda.recipe import Recipe
 from torchkiln.backends.cuda.tactics import sparse
 from torchkiln.backends.cuda.tactics.registry import Option
 from torchkiln.backends.cuda.timing_cache import Entry, TimingCache
-from torchkiln.backends.cuda.trace import Operation, Storage, Value
+from torchkiln.backends.cuda.trace import Operation, Storage, Trace, Value
 from torchkiln.backends.cuda.tuner import Choice
 
 from .problems import conv_problem, linear_problem
@@ -28,15 +28,19 @@ def describe(monkeypatch, tmp_path):
     monkeypatch.setattr(sparse, "missing", lambda: "")
     monkeypatch.setattr(module, "problem_keys", lambda operations, level, device: [str(id(op)) for op in operations])
 
-    def run(problem, tactic="cublas", candidates=(), is_marked=True):
-        if is_marked:
+    def run(problem, tactic="cublas", candidates=(), has_pattern=True):
+        constant = torch.ones(problem.inputs[1].shape, dtype=problem.inputs[1].dtype)
+        if has_pattern:
+            constant[:, ::2] = 0
+        if has_pattern and constant.is_floating_point():  # as mark_two_of_four does
             problem = dataclasses.replace(problem, attributes={**problem.attributes, TWO_OF_FOUR: True})
         weight = Value(Storage("constant", torch.float16, 512, name="up_weight_low"), problem.inputs[1])
         operation = Operation("linear_3", problem, [None, weight], [], Recipe(()))
         cache = TimingCache(tmp_path / "cache.sqlite")
         if candidates:
             cache.put(str(id(operation)), Entry(tactic, {}, 1.0, [[name, {}, us, why] for name, us, why in candidates]))
-        rows = describe_sparse([operation], [Choice(Option(tactic, {}, Recipe(())), 1.0, {})], 3, cache, CPU)
+        traced = Trace([], [], [operation], {"up_weight_low": constant})
+        rows = describe_sparse(traced, [Choice(Option(tactic, {}, Recipe(())), 1.0, {})], 3, cache, CPU)
         assert [(row.pop("label"), row.pop("weight")) for row in rows] == [("linear_3", "up_weight_low")] * len(rows)
         return rows[0] if rows else None
 
@@ -88,14 +92,15 @@ def test_int8(describe):
     integers = dataclasses.replace(
         floats, op="int8_linear", inputs=(floats.inputs[0], dataclasses.replace(floats.inputs[1], dtype=torch.int8), *floats.inputs[2:])
     )
-    row = describe(integers, "int8_gemm_tma", is_marked=False)
+    row = describe(integers, "int8_gemm_tma")
     assert (row["outcome"], row["tactic"]) == ("not supported", "int8_gemm_tma")
     assert row["reason"].startswith("its weight is int8")
+    assert describe(integers, "int8_gemm_tma", has_pattern=False)["outcome"] == "no pattern"
 
 
 def test_no_pattern_and_no_layer(describe):
-    row = describe(linear_problem((8, 32), 16), is_marked=False, candidates=TIMES[:2])
+    row = describe(linear_problem((8, 32), 16), has_pattern=False, candidates=TIMES[:2])
     assert row["outcome"] == "no pattern"
     assert "torchkiln.sparsify" in row["reason"]
     computed = dataclasses.replace(linear_problem((8, 32), 16), constants=(False,) * 4)
-    assert describe(computed, is_marked=False) is None
+    assert describe(computed, has_pattern=False) is None

@@ -185,8 +185,11 @@ WRONG = {
     "no rows": {"x": torch.zeros(0, 64, dtype=HALF)},
     "odd columns": {"columns": 33},
     "no columns": {"columns": 0},
-    "a short weight": {"weight": torch.zeros(64 * 31, dtype=torch.int16)},
-    "a weight that is not packed": {"weight": torch.zeros(64 * 32, dtype=HALF)},
+    "a short weight": {"weight": torch.zeros(31, 64, dtype=torch.int16)},
+    "short rows": {"weight": torch.zeros(32, 35, dtype=torch.int16)},
+    "a flat weight": {"weight": torch.zeros(32 * 64, dtype=torch.int16)},
+    "more rows than columns": {"weight": torch.zeros(64, 64, dtype=torch.int16)},
+    "a weight that is not packed": {"weight": torch.zeros(32, 64, dtype=HALF)},
     "a short bias": {"bias": torch.zeros(31, dtype=HALF)},
     "a float bias": {"bias": torch.zeros(32)},
 }
@@ -201,6 +204,34 @@ def test_operands_that_are_not_what_they_say_are_an_error(what):
         product(**{**given, **WRONG[what]})
     with pytest.raises(RuntimeError, match="out of bounds"):
         product(**{**given, "shape": [14, 32]})
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("width", [36, 40])  # 9/16 of 64, and what the library fills up to
+def test_what_torch_is_given(width, has_bias, monkeypatch):
+    """The library's side, without it: which operands, how they lie, and which rows of its result are taken."""
+    x, _, bias = operands()
+    weight = torch.zeros(32, width, dtype=torch.int16)
+    calls = []
+
+    def sparse_mm(compressed, dense, **options):
+        calls.append((compressed, dense, options))
+        return torch.arange(dense.shape[1] * 32.0).view(-1, 32)  # transposed: a row of the result is one of x
+
+    monkeypatch.setattr(torch, "_cslt_sparse_mm", sparse_mm)
+    given = bias if has_bias else None
+    got = cusparselt._product_cuda(weight, x, given, 32, 7, [13, 32], [32, 1])
+    ((compressed, dense, options),) = calls
+    assert compressed.dtype == HALF
+    assert compressed.shape == (32, width)
+    assert dense.shape == (64, 16)
+    assert dense.stride() == (1, 64), "columns are the dense rows"
+    assert torch.equal(dense[:, :13].t(), x)
+    assert not dense[:, 13:].any()
+    assert options == {"bias": given, "transpose_result": True, "alg_id": 7}
+    assert torch.equal(got, torch.arange(13 * 32.0).view(13, 32))
+    with pytest.raises(BuildFailed, match="32 dense rows of at least 36 int16"):
+        cusparselt._product_cuda(weight[:, :35].contiguous(), x, given, 32, 7, [13, 32], [32, 1])
 
 
 class Layers(nn.Module):
@@ -295,17 +326,19 @@ def test_compressed_weights_of_another_version_are_refused(monkeypatch):
 @pytest.mark.parametrize("dtype", [HALF, BFLOAT])
 @pytest.mark.parametrize("rows", [1, 8, 13, 197, 1024])
 @pytest.mark.parametrize("has_bias", [False, True])
-def test_the_library(dtype, rows, has_bias):
+@pytest.mark.parametrize(("depth", "columns"), [(768, 3072), (16, 16), (48, 80)])
+def test_the_library(dtype, rows, has_bias, depth, columns):
     if cusparselt.missing():
         pytest.skip(cusparselt.missing())
-    x, weight, bias = operands("cuda", rows, 768, 3072, dtype)
+    x, weight, bias = operands("cuda", rows, depth, columns, dtype)
     compressed = cusparselt.compress(weight)
-    assert compressed.numel() == weight.numel() * 9 // 16
+    assert compressed.shape[0] == columns
+    assert compressed.shape[1] >= depth * 9 // 16, "more where the library fills a small weight up"
     expected = x.double() @ weight.double().T + (bias.double() if has_bias else 0)
     right = 0
     for algorithm in range(cusparselt.ALGORITHMS):
         try:
-            got = product(compressed, x, bias if has_bias else None, 3072, algorithm, [rows, 3072], [3072, 1])
+            got = product(compressed, x, bias if has_bias else None, columns, algorithm, [rows, columns], [columns, 1])
         except RuntimeError:
             continue  # no such algorithm here
         assert (got.double() - expected).norm() < TOLERANCE[dtype] * expected.norm()

@@ -58,7 +58,8 @@ class Constants:
         made = function(*tensors).contiguous()
         name = f"{names[0]}.packed{len(self._packed)}"
         for other, held in self._packed.items():
-            if other[0] == tuple(names) and self.held[held].shape == made.shape and torch.equal(self.held[held], made):
+            known = self.held[held]
+            if other[0] == tuple(names) and (known.shape, known.dtype) == (made.shape, made.dtype) and torch.equal(known, made):
                 return held
         self._packed[tuple(names), name] = name
         self.held[name] = made

@@ -112,7 +112,7 @@ def _plan(
     traced, found = fused.traced, fused.rejects
     choices = refine_choices(traced, fused.choices, level, cache, pool, device)
     if settings.sparse_weights:
-        sparse_layers[size] = describe_sparse(traced.operations, choices, level, cache, device)
+        sparse_layers[size] = describe_sparse(traced, choices, level, cache, device)
     by_torch = [(operation, choice) for operation, choice in zip(traced.operations, choices, strict=True) if choice.option.tactic == TORCH]
     found += [(operation.label, reason) for operation, choice in by_torch for reason in choice.rejects]
     rejects += [reject for reject in found if reject not in rejects]

@@ -21,7 +21,8 @@ DTYPES = (torch.float16, torch.bfloat16)
 WEIGHT_MULTIPLE, ROW_MULTIPLE = 16, 8
 #: Numbers of algorithms that are asked for. What a version of the library, a GPU or a shape does not have raises when it is called.
 ALGORITHMS = 40
-#: A compressed weight has so many of 16 parts of the dense one: half the values, and two bits for the place of each.
+#: A row of a compressed weight has at least so many of 16 parts of the dense one: half the values, and two bits for the place of each. The library
+#: fills small weights up.
 _COMPRESSED_SIXTEENTHS = 9
 
 
@@ -40,7 +41,7 @@ def version() -> int:
 
 
 def compress(weight: torch.Tensor) -> torch.Tensor:
-    """A weight [N, K, 1, ...] with the 2:4 pattern, fp16 or bf16, as the library keeps it; on the CPU all of its rows.
+    """A weight [N, K, 1, ...] with the 2:4 pattern, fp16 or bf16, as the library keeps it: N rows; on the CPU the dense ones.
 
     As int16: the places of the values among them are no numbers, and must be kept to the bit.
     """
@@ -51,7 +52,7 @@ def compress(weight: torch.Tensor) -> torch.Tensor:
 def _product_cuda(
     weight: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None, columns: int, algorithm: int, shape: Sequence[int], strides: Sequence[int]
 ) -> torch.Tensor:
-    _check_operands(weight, x, bias, columns, columns * x.shape[-1] * _COMPRESSED_SIXTEENTHS // 16)
+    _check_operands(weight, x, bias, columns, x.shape[-1] * _COMPRESSED_SIXTEENTHS // 16)
     missing_rows = -x.shape[0] % ROW_MULTIPLE
     rows = F.pad(x, (0, 0, 0, missing_rows)) if missing_rows else x
     product = torch._cslt_sparse_mm(weight.view(x.dtype), rows.t(), bias=bias, transpose_result=True, alg_id=algorithm)
@@ -62,20 +63,26 @@ def _product_cpu(
     weight: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None, columns: int, algorithm: int, shape: Sequence[int], strides: Sequence[int]
 ) -> torch.Tensor:
     del algorithm
-    _check_operands(weight, x, bias, columns, columns * x.shape[-1])
-    product = x.float() @ weight.view(x.dtype).view(columns, -1).float().T
+    _check_operands(weight, x, bias, columns, x.shape[-1])
+    product = x.float() @ weight.view(x.dtype).float().T
     return (product if bias is None else product + bias.float()).to(x.dtype).as_strided(shape, strides)
 
 
-def _check_operands(weight: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None, columns: int, weight_elements: int) -> None:
-    """Raises BuildFailed unless the operands are what the library is told they are: a file may say anything."""
+def _check_operands(weight: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None, columns: int, least: int) -> None:
+    """Raises BuildFailed unless the operands are what the library is told they are: a file may say anything.
+
+    Args:
+        least: elements that a row of the weight has at least.
+    """
     if x.dim() != 2 or not x.is_contiguous() or x.dtype not in DTYPES or x.shape[1] % WEIGHT_MULTIPLE or not x.numel():
         raise BuildFailed(f"cuSPARSELt: x: expected dense rows of fp16 or bf16, got {tuple(x.shape)}, strides {x.stride()}, {x.dtype}")
     if columns <= 0 or columns % WEIGHT_MULTIPLE:
         raise BuildFailed(f"cuSPARSELt: expected a multiple of {WEIGHT_MULTIPLE} columns, got {columns}")
-    if weight.dtype != torch.int16 or not weight.is_contiguous() or weight.numel() != weight_elements or weight.device != x.device:
+    # torch takes the number of columns from the weight's shape, and sees to nothing else.
+    is_whole = weight.dim() == 2 and weight.shape[0] == columns and weight.shape[1] >= least and weight.is_contiguous()
+    if not is_whole or weight.dtype != torch.int16 or weight.device != x.device:
         raise BuildFailed(
-            f"cuSPARSELt: weight: expected {weight_elements} elements of int16 on {x.device}, got {tuple(weight.shape)}, {weight.dtype}"
+            f"cuSPARSELt: weight: expected {columns} dense rows of at least {least} int16 on {x.device}, got {tuple(weight.shape)}, {weight.dtype}"
         )
     if bias is not None and (tuple(bias.shape) != (columns,) or not bias.is_contiguous() or bias.dtype != x.dtype or bias.device != x.device):
         raise BuildFailed(f"cuSPARSELt: bias: expected {columns} elements of {x.dtype} on {x.device}, got {tuple(bias.shape)}, {bias.dtype}")

@@ -8,16 +8,15 @@ from typing import Any
 import torch
 
 from ...dtypes import dtype_name
-from .mark_two_of_four import TWO_OF_FOUR, has_weight
+from ...sparsity.pattern import is_two_of_four
+from .mark_two_of_four import weight_of
 from .tactics.sparse import CuSparseLt
 from .timing_cache import Entry, TimingCache
-from .trace import Operation
+from .trace import Operation, Trace
 from .tuner import Choice, problem_keys
 
 
-def describe_sparse(
-    operations: Sequence[Operation], choices: Sequence[Choice], level: int, cache: TimingCache, device: torch.device
-) -> list[dict[str, Any]]:
+def describe_sparse(traced: Trace, choices: Sequence[Choice], level: int, cache: TimingCache, device: torch.device) -> list[dict[str, Any]]:
     """A JSON object for each linear layer and convolution with a constant weight, in order.
 
     Keys: ``label`` (the operation's), ``weight`` (the constant's name), ``outcome`` ("used", "slower", "not supported", "failed" or "no pattern"),
@@ -25,16 +24,17 @@ def describe_sparse(
     ``reason``.
     """
     found = []
-    for operation, choice, name in zip(operations, choices, problem_keys(operations, level, device), strict=True):
-        if has_weight(operation.problem):
-            found.append(_describe(operation, choice, cache.get(name)))
+    for operation, choice, name in zip(traced.operations, choices, problem_keys(traced.operations, level, device), strict=True):
+        weight = weight_of(operation, traced)
+        if weight is not None:
+            found.append(_describe(operation, choice, cache.get(name), is_two_of_four(weight)))
     return found
 
 
-def _describe(operation: Operation, choice: Choice, entry: Entry | None) -> dict[str, Any]:
+def _describe(operation: Operation, choice: Choice, entry: Entry | None, has_pattern: bool) -> dict[str, Any]:
     weight = operation.inputs[1]
     assert weight is not None
-    outcome, reason = _outcome(operation, choice, entry)
+    outcome, reason = _outcome(operation, choice, entry, has_pattern)
     return {
         "label": operation.label,
         "weight": weight.storage.name,
@@ -46,14 +46,14 @@ def _describe(operation: Operation, choice: Choice, entry: Entry | None) -> dict
     }
 
 
-def _outcome(operation: Operation, choice: Choice, entry: Entry | None) -> tuple[str, str]:
+def _outcome(operation: Operation, choice: Choice, entry: Entry | None, has_pattern: bool) -> tuple[str, str]:
     tactic, problem = CuSparseLt(), operation.problem
     weight = problem.inputs[1]
     assert weight is not None
+    if not has_pattern:
+        return "no pattern", "its weight is not 2:4: torchkiln.sparsify prunes it"
     if not weight.dtype.is_floating_point:
         return "not supported", f"its weight is {dtype_name(weight.dtype)}: the 2:4 kernels are of fp16 and bf16"
-    if not problem.attributes.get(TWO_OF_FOUR):
-        return "no pattern", "its weight is not 2:4: torchkiln.sparsify prunes it"
     if choice.option.tactic == tactic.name:
         return "used", ""
     if problem.op not in tactic.ops:
