@@ -343,8 +343,8 @@ def test_fifty_loads_and_deletes_do_not_grow(model, tmp_path):
 
 def test_import_is_cheap():
     code = "import torch, time; t = time.perf_counter(); import torchkiln; print(time.perf_counter() - t)"
-    best = min(float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout) for _ in range(3))
-    assert best < 0.3
+    times_s = (float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout) for _ in range(3))
+    assert any(time_s < 0.3 for time_s in times_s)
 
 
 class Scale(torch.autograd.Function):

@@ -64,6 +64,20 @@ class ParityFailed(TorchkilnError):
     """The engine's outputs differ from the source model by more than the tolerance for its precision."""
 
 
+class ReplicaFailed(TorchkilnError):
+    """A call failed in one of the replicas of a pool; the exception itself is its cause.
+
+    Attributes:
+        device: where the replica is.
+        replica: its number in the pool.
+        batch: the number of the batch that ``Pool.map`` was given, from 0; None for other calls.
+    """
+
+    def __init__(self, message: str, *, device: object = None, replica: int | None = None, batch: int | None = None) -> None:
+        super().__init__(message)
+        self.device, self.replica, self.batch = device, replica, batch
+
+
 class CalibrationCacheError(UserError):
     """A calibration cache is missing, damaged, or another model's."""
 

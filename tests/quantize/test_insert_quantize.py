@@ -18,9 +18,11 @@ from torchkiln.lower.graph_edit import constant_of
 from torchkiln.lower.pipeline import lower
 from torchkiln.program import Program
 from torchkiln.ptq import DataLoaderCalibrator, QuantizeOptions
-from torchkiln.quantize.insert_quantize import quantize_weight
+from torchkiln.quantize.calibration import TensorRange
+from torchkiln.quantize.insert_quantize import insert_quantize, quantize_weight
 from torchkiln.quantize.layers import find_layers
 from torchkiln.quantize.quantize_program import QuantizedProgram, quantize_program
+from torchkiln.quantize.tensors import find_tensors
 from torchkiln.quantized_ops import is_dequantize, is_quantize, read_quantization
 
 from .digits import Cnn
@@ -129,6 +131,32 @@ def test_unsigned_only_where_nothing_is_negative():
         is_relu = "relu" in mine.args[0].name or "max_pool" in mine.args[0].name or "view" in mine.args[0].name
         assert grid.dtype is (torch.uint8 if is_relu else torch.int8), mine.args[0].name
         assert grid.high * grid.scale == pytest.approx(127 * read_quantization(theirs).scale)
+
+
+@pytest.mark.parametrize(
+    ("low", "amax", "dtype"),
+    [(-0.17, 5.0, torch.uint8), (0.0, 5.0, torch.uint8), (-2.4, 5.0, torch.uint8), (-2.6, 5.0, torch.int8), (-5.0, 5.0, torch.int8)],
+)
+def test_small_negative_values_have_a_zero_point(low, amax, dtype):
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return F.gelu(self.layer(F.gelu(x))).sum(-1)
+
+    graph_module = program_of(Two(), Input((2, 4))).graph_module
+    layers = find_layers(graph_module, EVERYTHING)
+    tensors = find_tensors(graph_module, layers, EVERYTHING)
+    insert_quantize(graph_module, layers, tensors, {t.name: TensorRange(amax, low, amax) for t in tensors}, unsigned=True)
+    (node,) = (n for n in graph_module.graph.nodes if is_quantize(n))
+    grid = read_quantization(node)
+    assert grid.dtype is dtype
+    least, most = ((bound - grid.zero_point) * grid.scale for bound in (grid.low, grid.high))
+    assert least <= low + 1e-6, "nothing below zero is clipped"
+    assert most == pytest.approx(amax, abs=grid.scale)
+    assert grid.scale == pytest.approx((amax - low) / 255 if dtype is torch.uint8 else amax / 127)
 
 
 @pytest.mark.parametrize(("shape", "axis"), [((5, 3, 2), 0), ((4, 7), 1), ((2, 3, 4, 5), 1)])

@@ -2,6 +2,7 @@
 
 backends/NAME/support.py   supports(node) -> Reject | None, availability(target), candidates(target, settings)
 backends/NAME/examine.py   examine(segment, candidate, settings) -> {node: Reject}   (optional)
+backends/NAME/layer_times.py   layer_times(artifact, inputs, num_threads) -> {node: us}   (optional)
 backends/NAME/build.py     build(segment, candidate, settings) -> Artifact
 backends/NAME/runtime.py   load(artifact, device, num_threads) -> Runner     (imports no builder)
 backends/NAME/__init__.py  BACKEND = LazyBackend("NAME", __name__, ...)  (imports its pieces when asked)
@@ -14,6 +15,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+
+from ..quantized_ops import INT8
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -42,7 +45,8 @@ class Candidate:
     """One way to build: a backend at a compute precision, with the backend's own options (settings the user chose are elsewhere).
 
     ``targets`` is what it is built for: one target, or several GPUs that are not in this machine and that one build serves. ``quantized``: it is
-    built of the graph with quantize/dequantize pairs, whose layers are int8; ``precision`` is that of all else.
+    built of the graph with quantize/dequantize pairs, whose layers are int8; ``precision`` is that of all else. ``kind``: what is quantized in that
+    graph, inputs and weights (INT8 of quantized_ops) or weights alone (WEIGHT8, WEIGHT4).
     """
 
     backend: str
@@ -50,13 +54,14 @@ class Candidate:
     options: dict[str, Any] = field(default_factory=dict)
     targets: tuple[Target, ...] = ()
     quantized: bool = False
+    kind: str = INT8
 
     @property
     def precision_text(self) -> str:
-        """What it computes in, for reports: "fp16", "int8+fp16"."""
+        """What it computes in, for reports: "fp16", "int8+fp16", "w4+fp16" (weights of 4 bits)."""
         from ..dtypes import precision_name
 
-        return f"int8+{precision_name(self.precision)}" if self.quantized else precision_name(self.precision)
+        return f"{self.kind}+{precision_name(self.precision)}" if self.quantized else precision_name(self.precision)
 
     @property
     def is_here(self) -> bool:
@@ -74,6 +79,8 @@ class Backend(Protocol):
     name: str
     no_int8: str
     """Why it does not run quantize/dequantize pairs as int8 ("" when it does, or gives the same numbers)."""
+    no_weight_only: str
+    """Why it does not keep the weights of a graph whose weights alone are quantized in 8 or 4 bits ("" when it does)."""
 
     def availability(self, target: Target) -> Reject | None:
         """None when this backend can build for ``target`` on this machine; else why not and what to install. Must be cheap
@@ -100,4 +107,8 @@ class Backend(Protocol):
     def load(self, artifact: Artifact, device: torch.device, num_threads: int | None) -> Runner:
         """Make an artifact ready to run. Raises TargetMismatch when this machine or library version cannot run it, MissingPackage
         when its library is not installed. Imports no builder code."""
+        ...
+
+    def layer_times(self, artifact: Artifact, inputs: Sequence[torch.Tensor], num_threads: int | None) -> dict[str, float]:
+        """Microseconds of each node of the segment as the library counts them; {} where it does not."""
         ...

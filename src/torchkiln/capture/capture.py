@@ -21,6 +21,7 @@ from .dynamic_dims import dynamic_shapes, trace_shape
 from .exported_program import check_exported_program
 from .fake_quantize_shapes import register_fake_quantize_shapes
 from .frozen_observers import replace_frozen_observers
+from .modelopt_quantizers import plain_quantizers
 from .script_module import export_script_module
 from .unlift import unlift
 
@@ -38,7 +39,8 @@ def capture(model: Model, arguments: Arguments) -> Program:
     arguments = arguments.at_shapes([trace_shape(spec) for spec in arguments.inputs], seed=0)
     notes: list[str] = []
     register_fake_quantize_shapes()
-    exported, traced = _export(model, arguments, notes)
+    with plain_quantizers(model):
+        exported, traced = _export(model, arguments, notes)
     if not isinstance(model, ExportedProgram):
         replace_frozen_observers(exported)
     from ..lower.decompose import decomposition_table

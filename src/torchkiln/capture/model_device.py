@@ -7,16 +7,26 @@ import hashlib
 
 import torch
 from torch.export import ExportedProgram
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..engine.safetensors_member import tensor_bytes
 from .capture import Model
 
 
 def tensors_of(model: Model) -> list[torch.Tensor]:
-    """The model's parameters and buffers."""
+    """The model's parameters and buffers; of those that torchao keeps as integers, their parts."""
     if isinstance(model, ExportedProgram):
-        return [v for v in (*model.state_dict.values(), *model.constants.values()) if isinstance(v, torch.Tensor)]
-    return [*model.parameters(), *model.buffers()] if isinstance(model, torch.nn.Module) else []
+        held = [v for v in (*model.state_dict.values(), *model.constants.values()) if isinstance(v, torch.Tensor)]
+    else:
+        held = [*model.parameters(), *model.buffers()] if isinstance(model, torch.nn.Module) else []
+    return [part for tensor in held for part in _parts_of(tensor)]
+
+
+def _parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors that a tensor subclass is made of; of any other the tensor itself."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return [tensor]
+    return [part for name in tensor.__tensor_flatten__()[0] for part in _parts_of(getattr(tensor, name))]
 
 
 def precision_of(model: Model) -> torch.dtype:

@@ -62,6 +62,7 @@ KEPT_FOR_PASSES: dict[str, str] = {
     "aten.fake_quantize_per_tensor_affine.default": "convert_fake_quantize",
     "aten.fake_quantize_per_tensor_affine.tensor_qparams": "convert_fake_quantize",
     "aten.fake_quantize_per_channel_affine.default": "convert_fake_quantize",
+    "torchao.dequantize_affine.default": "convert_affine",
 }
 
 
@@ -80,8 +81,8 @@ def kept_ops(names: Iterable[str] = KEPT_WHOLE) -> list[OpOverload]:
     """The operators among ``names`` that this torch has."""
     found = []
     for name in names:
-        _, packet, overload = name.split(".")
-        op = getattr(getattr(torch.ops.aten, packet, None), overload, None)
+        namespace, packet, overload = name.split(".")
+        op = getattr(getattr(getattr(torch.ops, namespace), packet, None), overload, None)
         if isinstance(op, OpOverload):
             found.append(op)
     return found

@@ -30,7 +30,7 @@ def _with_numbers(graph_module: GraphModule, node: Node) -> Node:
     """The node with a scale and zero point that are numbers, where it has them as constant tensors; else itself."""
     grid = read_quantization(node)
     scale, zero_point = constant_of(grid.scale), constant_of(grid.zero_point)
-    if grid.axis is not None or scale is None or zero_point is None or scale.numel() != 1 or zero_point.numel() != 1:
+    if grid.axis is not None or grid.group_size is not None or scale is None or zero_point is None or scale.numel() != 1 or zero_point.numel() != 1:
         return node
     ops = register_quantized_ops()
     target = ops.quantize_per_tensor.default if is_quantize(node) else ops.dequantize_per_tensor.default

@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 from ..dump import Dump
 from ..log import STEPS, log
 from ..program import Program
+from .convert_affine import convert_affine
 from .convert_fake_quantize import convert_fake_quantize
 from .copy_constant_outputs import copy_constant_outputs
 from .decompose_batch_norm import decompose_batch_norm
@@ -33,6 +34,7 @@ PASSES: tuple[Pass, ...] = (
     remove_dead_code,  # so that "nothing else reads it" is true in the passes below
     remove_no_ops,
     convert_fake_quantize,  # before weights are folded: a weight that is quantized stays so
+    convert_affine,
     fold_constants,  # weights that are computed (weight norm, a transposed table) are constants from here on
     fold_quantize,
     fold_batch_norm,

@@ -1,12 +1,13 @@
 """insert_quantize: write quantize/dequantize pairs into a graph, and its weights as int8.
 
 Activations: one scale a tensor, zero stays zero. Integers -128 to 127, 127 standing for the calibrated magnitude; or, where that is asked for and
-calibration saw no negative value, 0 to 255. Weights: symmetric, one scale an output channel, integers -127 to 127, 127 standing for the channel's
-largest magnitude. Biases stay floating.
+calibration saw no negative value, or only small ones (after gelu), 0 to 255, with the integer that stands for zero moved up by them. Weights:
+symmetric, one scale an output channel, integers -127 to 127, 127 standing for the channel's largest magnitude. Biases stay floating.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -21,6 +22,8 @@ from .tensors import QuantizedTensor
 
 ACTIVATION_RANGE = (-128, 127)
 UNSIGNED_RANGE = (0, 255)
+#: Unsigned integers with a zero point are used where the values below zero go no further than this share of those above, as after gelu.
+_MOST_SHIFT = 0.5
 WEIGHT_RANGE = (-127, 127)
 #: The scale where all is zero: any would do.
 _SMALLEST_SCALE = 1e-12
@@ -33,7 +36,8 @@ def insert_quantize(
 
     Args:
         ranges: what calibration found of each tensor, by its name.
-        unsigned: use 0 to 255 for tensors without negative values: CPU kernels take them, and they round half as coarsely. GPU kernels do not.
+        unsigned: use 0 to 255 for tensors whose negative values are few or none: CPU kernels take them, and they round half as coarsely. GPU
+            kernels do not.
     """
     for tensor in tensors:
         _quantize_activation(graph_module, tensor, ranges[tensor.name], unsigned)
@@ -53,12 +57,19 @@ def insert_quantize(
 def _quantize_activation(graph_module: GraphModule, tensor: QuantizedTensor, found: TensorRange, unsigned: bool) -> None:
     source, ops = tensor.source, register_quantized_ops()
     place = _place_after(source)
-    bounds, dtype = (UNSIGNED_RANGE, torch.uint8) if unsigned and found.low >= 0 else (ACTIVATION_RANGE, torch.int8)
-    grid = (max(found.amax / bounds[1], _SMALLEST_SCALE), 0, *bounds, dtype)
+    grid = _unsigned_grid(found) if unsigned and -found.low < _MOST_SHIFT * found.amax else None
+    grid = grid or (max(found.amax / ACTIVATION_RANGE[1], _SMALLEST_SCALE), 0, *ACTIVATION_RANGE, torch.int8)
     integers = insert_call(graph_module, ops.quantize_per_tensor.default, (source, *grid), before=place, like=source)
     values = insert_call(graph_module, ops.dequantize_per_tensor.default, (integers, *grid), _out_dtype(source), before=place, like=source)
     for reader, position in tensor.readers:
         reader.update_arg(position, values)
+
+
+def _unsigned_grid(found: TensorRange) -> tuple[float, int, int, int, torch.dtype]:
+    """0 to 255 for what lies between the lowest value seen (0 where none is negative) and the calibrated magnitude; one of the integers is zero."""
+    below = max(0.0, -found.low)
+    scale = max((found.amax + below) / UNSIGNED_RANGE[1], _SMALLEST_SCALE)
+    return scale, math.ceil(below / scale - 1e-6), *UNSIGNED_RANGE, torch.uint8
 
 
 def _quantize_weight(graph_module: GraphModule, weight: Node, axis: int) -> Node:

@@ -10,6 +10,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ..lower.graph_edit import constant_of
+from ..lower.keep_float32 import module_paths
 from .options import QuantizeOptions
 
 aten = torch.ops.aten
@@ -118,7 +119,7 @@ def choice_reason(node: Node, name: str, options: QuantizeOptions) -> str:
         return "a depthwise convolution (QuantizeOptions.depthwise)"
     if not options.stem and _reads_model_input(node):
         return "the stem: it reads the model's input (QuantizeOptions.stem)"
-    if not options.head and _gives_model_output(node):
+    if not options.head and gives_model_output(node):
         return "the head: it gives the model's output (QuantizeOptions.head)"
     return ""
 
@@ -149,7 +150,8 @@ def _reads_model_input(node: Node) -> bool:
     return False
 
 
-def _gives_model_output(node: Node) -> bool:
+def gives_model_output(node: Node) -> bool:
+    """Whether its result is an output of the model, or becomes one by pointwise operators and views alone."""
     waiting = [(node, 0)]
     while waiting:
         source, distance = waiting.pop()
@@ -205,9 +207,7 @@ class Names:
         self._taken: Counter[str] = Counter()
 
     def of(self, node: Node) -> str:
-        stack = node.meta.get("nn_module_stack") or {}
-        paths = [path for path, _ in stack.values() if isinstance(path, str) and not path.startswith("_")]
-        path = paths[-1] if paths else ""
-        base = path or str(node.target._schema.name.split("::")[1])  # type: ignore[union-attr]
+        paths = module_paths(node)
+        base = paths[-1] if paths else str(node.target._schema.name.split("::")[1])  # type: ignore[union-attr]
         self._taken[base] += 1
         return base if self._taken[base] == 1 else f"{base}#{self._taken[base]}"

@@ -4,4 +4,11 @@ from __future__ import annotations
 
 from ..lazy_backend import LazyBackend
 
-BACKEND = LazyBackend("inductor", __name__, availability="availability", candidates="precision", no_int8="")
+BACKEND = LazyBackend(
+    "inductor",
+    __name__,
+    availability="availability",
+    candidates="precision",
+    no_int8="",
+    no_weight_only="it makes weights floating again when it builds: the engine would be as large and as fast as without",
+)

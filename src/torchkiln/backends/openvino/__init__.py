@@ -4,4 +4,13 @@ from __future__ import annotations
 
 from ..lazy_backend import LazyBackend
 
-BACKEND = LazyBackend("openvino", __name__, availability="availability", candidates="precision", no_int8="")
+BACKEND = LazyBackend(
+    "openvino",
+    __name__,
+    availability="availability",
+    candidates="precision",
+    examine="examine",
+    layer_times="layer_times",
+    no_int8="",
+    no_weight_only="",
+)

@@ -4,33 +4,68 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.fx import Graph
 
 from ...dtypes import dtype_name
 from ...errors import BuildFailed
 from ...partition.segment import Segment
+from ..quiet_logging import quiet_logging
+from .fold_shapes import fold_shapes
 from .library import import_openvino, without_telemetry
+from .pack_int4 import pack_int4
 from .quantized import spell_quantized
 from .runtime import DTYPES, TYPE_NAMES, last_line
 
+#: Where a node's name in the segment is kept while torch.export and the frontend rename it: they hand ``meta["custom"]`` on.
+_ORIGIN = "torchkiln_node"
 
-def convert_segment(segment: Segment) -> Any:
+
+@dataclass
+class Converted:
+    """A segment as an ``openvino.Model``.
+
+    Attributes:
+        segment: what was converted.
+        nodes: name of a node as the frontend has it (the part of a layer's name before the first "/") -> name of the node in the segment.
+    """
+
+    model: Any
+    segment: Segment
+    nodes: dict[str, str]
+
+
+def convert_segment(segment: Segment) -> Converted:
     """The segment through OpenVINO's PyTorch frontend. Raises BuildFailed with the frontend's message."""
     ov = import_openvino()
     try:
-        program = spell_quantized(segment).export()
-        with without_telemetry(), warnings.catch_warnings():
+        spelled = spell_quantized(segment)
+        for node in spelled.graph_module.graph.nodes:
+            node.meta["custom"] = {**(node.meta.get("custom") or {}), _ORIGIN: node.name}
+        program = spelled.export()
+        with without_telemetry(), warnings.catch_warnings(), quiet_logging():
             warnings.simplefilter("ignore")
-            model = ov.convert_model(program)
+            from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+
+            decoder = TorchFXPythonDecoder.from_exported_program(program)  # what convert_model does with a program; it tells the names
+            model = ov.convert_model(decoder)
+            pack_int4(model)
             _set_shapes(model, segment)
-            return _set_outputs(model, segment)
+            fold_shapes(model)
+            return Converted(_set_outputs(model, segment), segment, _origins(decoder.pt_module.graph))
     except BuildFailed:
         raise
     except Exception as error:  # torch.export and the frontend raise what they like; all of it means that the segment cannot be built
         raise BuildFailed(f"openvino cannot convert {segment.name}: {type(error).__name__}: {last_line(error)}") from error
+
+
+def _origins(graph: Graph) -> dict[str, str]:
+    origins = {node.name: (node.meta.get("custom") or {}).get(_ORIGIN) for node in graph.nodes}
+    return {name: origin for name, origin in origins.items() if isinstance(origin, str)}
 
 
 def _set_shapes(model: Any, segment: Segment) -> None:

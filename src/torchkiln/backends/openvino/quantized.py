@@ -2,7 +2,7 @@
 
 The frontend makes one FakeQuantize of a pair on an activation, which the transformations turn into int8 kernels (exact_sums.py says on which
 CPUs their sums are exact). An int8 constant that is dequantized it does not know: that becomes a cast and a product with the scales, the form in
-which OpenVINO itself keeps int8 weights.
+which OpenVINO itself keeps int8 weights, also those of floating kernels. Integers of 4 bits are in a byte each here; pack_int4.py puts two in one.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 
 from ...dtypes import dtype_name
-from ...lower.graph_edit import constant_of, insert_call, insert_constant, refresh_value
+from ...lower.graph_edit import constant_of, insert_call, insert_constant, is_pure, refresh_value
 from ...lower.graph_edit import replace as replace_node
 from ...partition.segment import Segment
 from ...quantized_ops import Quantization, has_quantized_ops, is_dequantize, is_quantize, read_quantization
@@ -37,7 +38,7 @@ def quantized_reason(node: Node) -> str:
         if not node.users or not all(is_dequantize(user) and read_quantization(user).is_same_grid(own) for user in node.users):
             return "OpenVINO takes it as one half of a pair: something else reads the integers"
         return ""
-    if constant_of(own.source) is not None:
+    if is_constant(own.source):
         grid = (own.scale, own.zero_point)
         return "" if all(isinstance(part, (int, float)) or constant_of(part) is not None for part in grid) else "its scale is computed"
     return "" if is_quantize(own.source) and not quantized_reason(own.source) else "OpenVINO takes it as one half of a pair"
@@ -66,7 +67,33 @@ def spell_quantized(segment: Segment) -> Segment:
 
 
 def _is_constant_pair(node: Node) -> bool:
-    return is_dequantize(node) and constant_of(read_quantization(node).source) is not None
+    return is_dequantize(node) and is_constant(read_quantization(node).source)
+
+
+def is_constant(node: Any) -> bool:
+    """Whether ``node`` is a constant, or operators make it of constants alone (integers of 4 bits are taken apart so)."""
+    if constant_of(node) is not None:
+        return True
+    return isinstance(node, Node) and is_pure(node) and bool(node.all_input_nodes) and all(map(is_constant, node.all_input_nodes))
+
+
+def is_part_of_constant(node: Node) -> bool:
+    """Whether nothing reads ``node``, directly or through such as itself, but dequantize nodes that become part of the IR's constants."""
+    if is_dequantize(node):
+        return _is_constant_pair(node)
+    return is_constant(node) and bool(node.users) and all(map(is_part_of_constant, node.users))
+
+
+def _value_of(node: Node) -> torch.Tensor:
+    """The tensor of a node that is_constant."""
+    value = constant_of(node)
+    if value is not None:
+        return value
+    args, kwargs = map_arg((node.args, dict(node.kwargs)), _value_of)
+    assert callable(node.target)
+    with torch.no_grad():
+        found: torch.Tensor = node.target(*args, **kwargs)
+    return found
 
 
 def _widen(graph_module: GraphModule, node: Node, grid: Quantization) -> None:
@@ -87,21 +114,30 @@ def _widen(graph_module: GraphModule, node: Node, grid: Quantization) -> None:
 
 
 def _expand(graph_module: GraphModule, node: Node, grid: Quantization) -> Node:
-    dtype = node.meta["val"].dtype
-    rank = node.meta["val"].dim()
-    value = insert_call(graph_module, aten._to_copy.default, (grid.source,), {"dtype": dtype}, before=node)
-    zero = _spread(grid.zero_point, grid.axis, rank)
+    """The dequantize node in that form; with a scale for each group, as a matrix of groups (rows, groups, group_size) that is then flattened."""
+    shape, dtype = list(node.meta["val"].shape), node.meta["val"].dtype
+    source = grid.source
+    if grid.group_size is not None or constant_of(source) is None:
+        integers = _value_of(source)
+        grouped = integers if grid.group_size is None else integers.unflatten(1, (-1, grid.group_size))
+        source = insert_constant(graph_module, "integers", grouped, before=node)
+    rank = source.meta["val"].dim()
+    value = insert_call(graph_module, aten._to_copy.default, (source,), {"dtype": dtype}, before=node)
+    zero = _spread(grid.zero_point, grid, rank)
     if bool((zero != 0).any()):
         value = insert_call(
             graph_module, aten.sub.Tensor, (value, insert_constant(graph_module, "zero_points", zero.to(dtype), before=node)), before=node
         )
-    scale = insert_constant(graph_module, "scales", _spread(grid.scale, grid.axis, rank).to(dtype), before=node)
-    return insert_call(graph_module, aten.mul.Tensor, (value, scale), before=node)
+    scale = insert_constant(graph_module, "scales", _spread(grid.scale, grid, rank).to(dtype), before=node)
+    value = insert_call(graph_module, aten.mul.Tensor, (value, scale), before=node)
+    return value if grid.group_size is None else insert_call(graph_module, aten.view.default, (value, shape), before=node)
 
 
-def _spread(part: Any, axis: int | None, rank: int) -> torch.Tensor:
-    """A scale or zero point as a tensor that broadcasts over one of rank ``rank``."""
+def _spread(part: Any, grid: Quantization, rank: int) -> torch.Tensor:
+    """A scale or zero point as a tensor that broadcasts over one of rank ``rank``; over groups, (rows, groups, 1)."""
     tensor = constant_of(part)
     if tensor is None:
-        tensor = torch.tensor(part)
-    return tensor.reshape([1] * rank if axis is None else [-1 if d == axis % rank else 1 for d in range(rank)])
+        return torch.tensor(part).reshape([1] * rank)
+    if grid.group_size is not None:
+        return tensor.unsqueeze(-1)
+    return tensor.reshape([1] * rank if grid.axis is None else [-1 if d == grid.axis % rank else 1 for d in range(rank)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ DTYPES = {
 TYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 #: The plugin properties a build may set beside the hints, and their values (see tune.py).
 TUNED_PROPERTIES = (("TBB_PARTITIONER", "AUTO"),)
+#: Whether kernels that read weights in 8 or 4 bits round their activations to int8, by groups of so many: not unless the build was allowed to.
+ROUND_ACTIVATIONS = ("DYNAMIC_QUANTIZATION_GROUP_SIZE", 32)
 #: Most combinations of input shapes whose output shapes are remembered.
 _REMEMBERED_SHAPES = 256
 
@@ -49,8 +52,8 @@ def load(artifact: Artifact, device: torch.device, num_threads: int | None) -> R
 def _tuned_properties(artifact: Artifact) -> dict[str, Any]:
     """What the build found best. Only the properties it chooses among: others (CACHE_DIR, say) would let a file write to disk."""
     properties = artifact.metadata.get("properties") or {}
-    if not isinstance(properties, dict) or any(item not in TUNED_PROPERTIES for item in properties.items()):
-        raise CorruptEngineFile(f"openvino segment: expected properties among {list(TUNED_PROPERTIES)}, got {properties!r}")
+    if not isinstance(properties, dict) or any(item not in (*TUNED_PROPERTIES, ROUND_ACTIVATIONS) for item in properties.items()):
+        raise CorruptEngineFile(f"openvino segment: expected properties among {[*TUNED_PROPERTIES, ROUND_ACTIVATIONS]}, got {properties!r}")
     return properties
 
 
@@ -67,6 +70,7 @@ def compile_ir(artifact: Artifact, precision: str, num_threads: int | None, prop
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": OPENVINO_TYPES[parse_precision(precision)],
         "INFERENCE_NUM_THREADS": num_threads or torch.get_num_threads(),
+        **exact_activations(),
         # Not ENABLE_CPU_PINNING=False: beside other thread pools in the process, unpinned threads cost 7% (docs/backends.md).
         # Not CPU_DENORMALS_OPTIMIZATION: it leaves the caller's own thread flushing subnormal numbers to zero, in all code, for good.
     }
@@ -84,6 +88,13 @@ def compile_ir(artifact: Artifact, precision: str, num_threads: int | None, prop
             f"the segment was built and checked in {precision}, which OpenVINO on this CPU computes as {real}. Build the engine again here."
         )
     return compiled
+
+
+@cache
+def exact_activations() -> dict[str, int]:
+    """The property that turns rounding of activations off, which the plugin does by itself on some CPUs; nothing where it knows none."""
+    name, _ = ROUND_ACTIVATIONS
+    return {name: 0} if name in core().get_property("CPU", "SUPPORTED_PROPERTIES") else {}
 
 
 def last_line(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from ..contract import Reject
 from ..node_values import is_size_arithmetic
 from ..plain_reject import NAMESPACES, plain_reject
 from .probe import probe
-from .quantized import quantized_reason
+from .quantized import is_part_of_constant, quantized_reason
 from .runtime import DTYPES
 
 _TAKEN_DTYPES = frozenset(DTYPES.values()) - {torch.float64}
@@ -25,7 +25,7 @@ def supports(node: Node) -> Reject | None:
     complex numbers and float64 (which OpenVINO computes in float32). The rest is tried out: see probe.py.
     """
     reject = plain_reject(node, "OpenVINO", _dtype_reason, (*NAMESPACES, QUANTIZED))
-    if reject is not None or is_size_arithmetic(node):
+    if reject is not None or is_size_arithmetic(node) or is_part_of_constant(node):
         return reject
     reason = quantized_reason(node) if is_quantized_op(node) else probe(node)
     return Reject(op_name(node.target), reason) if reason else None
