@@ -57,6 +57,14 @@ def test_steps_and_their_dtypes(model, x, case):
     torch.testing.assert_close(exported(x[:2]), reference(model(x[:2])))
 
 
+def test_channels_counted_from_the_end_of_a_dynamic_dimension(model, x):
+    for channels in ((-1,), (-2, -1), (-1, 0), (0, -1)):
+        wrapped = with_postprocess(model, postprocess.select(*channels, dim=2))
+        exported = torch.export.export(wrapped, (x,), dynamic_shapes={"input": {2: torch.export.Dim("height", min=3, max=64)}}).module()
+        wide = torch.randn(3, 3, 9, 6)
+        torch.testing.assert_close(exported(wide), model(wide)[:, :, list(channels)])
+
+
 def test_an_engine_computes_them_and_gives_what_is_left(model, x):
     image = torchkiln.Input(min_shape=(1, 3, 7, 6), opt_shape=(2, 3, 7, 6), max_shape=(4, 3, 7, 6))
     for steps, reference, dtype in (
@@ -131,7 +139,10 @@ def test_steps_have_names(model):
 
 def test_an_exported_program_is_taken(model, x):
     program = torch.export.export(model.eval(), (x,))
-    torch.testing.assert_close(with_postprocess(program, postprocess.softmax())(x), model(x).softmax(1))
+    wrapped = with_postprocess(program, postprocess.softmax())
+    torch.testing.assert_close(wrapped(x), model(x).softmax(1))
+    engine = torchkiln.compile(wrapped, [x], backend="torch", verify=False)
+    torch.testing.assert_close(engine(x), model(x).softmax(1))
 
 
 def test_wrong_requests(model, x):

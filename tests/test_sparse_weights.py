@@ -13,6 +13,7 @@ import torchkiln
 from torchkiln.cli.app import app
 from torchkiln.engine.report import Report, SparseLayerReport
 from torchkiln.errors import CorruptEngineFile, UserError
+from torchkiln.race.describe_sparse import _from_backend
 
 X = torch.randn(2, 16, 4, 4)
 
@@ -115,6 +116,7 @@ def test_what_the_cuda_backend_says_comes_under_the_modules_names(net, made_back
     ]
     text = str(report)
     assert "2:4 weights: used in 1 of 3 layers, 0 without the pattern" in text
+    assert "2:4 us ┃ dense us" in text
     for cells in (
         ("dense", "cuda", "used", "cusparselt", "3.25", "4.50"),
         ("product", "cuda", "slower", "cublas", "3.25", "2.00"),
@@ -122,6 +124,12 @@ def test_what_the_cuda_backend_says_comes_under_the_modules_names(net, made_back
     ):
         assert any(all(cell in line for cell in cells) for line in text.splitlines())
     assert Report.from_json(json.loads(json.dumps(report.as_json()))) == report
+
+
+def test_layers_that_share_a_weight_keep_their_names():
+    row = {"label": "linear_7", "weight": "w_low", "outcome": "used", "tactic": "cusparselt", "sparse_us": 3.25, "dense_us": 4.5, "reason": ""}
+    names = {"w": ["up", "up#2"]}
+    assert [_from_backend(row, names, "cuda").layer for _ in range(2)] == ["up", "up#2"]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ def with_postprocess(model: Callable[..., Any], *steps: Callable[[Any], Any]) ->
 
     Raises UserError for a ScriptModule, which torch.export cannot take as a part of another module, and for what cannot be called.
     """
+    is_exported = isinstance(model, torch.export.ExportedProgram)
     if isinstance(model, torch.export.ExportedProgram):
         model = model.module()
     if isinstance(model, torch.jit.ScriptModule):
@@ -47,7 +49,10 @@ def with_postprocess(model: Callable[..., Any], *steps: Callable[[Any], Any]) ->
         if isinstance(step, type) or not callable(step):
             what = f"the class {step.__name__}; give an instance" if isinstance(step, type) else repr(step)
             raise UserError(f"with_postprocess: step {index}: expected a module or a function of the output, got {what}")
-    return _wrap(model, steps)
+    wrapped = _wrap(model, steps)
+    if is_exported:
+        wrapped.training = False  # its mode was settled when it was exported; the module that it gives says True in any case
+    return wrapped
 
 
 class WithPostprocess(nn.Module):
@@ -195,7 +200,8 @@ class _Select(_EachTensor):
             raise UserError(f"{self}: dimension {self._dim} of the output has {count} channels, of shape {tuple(value.shape)}")
         if not self._keepdim:
             return value.select(self._dim, channels[0])
-        if channels == list(range(channels[0], channels[0] + len(channels))):
+        # Of the numbers as they were given: torch.export would take a dynamic count for a constant. 0 does not follow -1.
+        if all(after == before + 1 and after for before, after in pairwise(self._channels)):
             return value.narrow(self._dim, channels[0], len(channels))
         return torch.cat([value.narrow(self._dim, channel, 1) for channel in channels], self._dim)
 

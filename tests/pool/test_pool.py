@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import torchkiln
 from torchkiln import errors
@@ -121,6 +121,12 @@ def test_map_over_data_loaders(pool, engine):
             return {"image": images[index], "name": f"case {index}"}
 
     assert [len(y) for y in pool.map(DataLoader(Dicts(), batch_size=2), lambda batch: batch["image"])] == [2, 1]
+
+    class Stream(IterableDataset):  # its DataLoader has a __len__ that raises
+        def __iter__(self):
+            return iter(images)
+
+    assert [len(y) for y in pool.map(DataLoader(Stream(), batch_size=2))] == [2, 2, 1]
 
 
 def test_positional_and_keyword_arguments_and_nested_outputs(torch_engine):

@@ -81,7 +81,9 @@ def test_sigma_scale_for_each_dimension():
 
 @pytest.mark.parametrize("shape", [(16, 12), (1, 1, 16, 12)])
 def test_roi_weight_map(shape):
-    compare(torch.randn(1, 2, 30, 31), (16, 12), 2, NETS[2], 0.5, "gaussian", roi_weight_map=torch.rand(shape) + 0.1)
+    weight = torch.rand(shape) + 0.1
+    for given in (weight, weight.numpy()):
+        compare(torch.randn(1, 2, 30, 31), (16, 12), 2, NETS[2], 0.5, "gaussian", roi_weight_map=given)
 
 
 def test_several_outputs_at_other_resolutions():
@@ -96,6 +98,13 @@ def test_several_outputs_at_other_resolutions():
     compare(x, 16, 3, lambda w: [pyramid(w)[0]], 0.5)
     compare(x, 16, 3, lambda w: {"only": pyramid(w)[1]}, 0.5)
     compare(torch.randn(1, 2, 10, 32), 16, 3, lambda w: pyramid(w)[:2], 0.5, "constant")
+
+
+def test_counts_of_an_output_are_not_another_predictors():
+    """A weight is scaled from that of the output before: 16 to 4 is not 16 to 8 to 4."""
+    x = torch.randn(1, 1, 34, 40)
+    compare(x, 16, 3, lambda w: F.avg_pool2d(w, 4), 0.5, "gaussian")
+    compare(x, 16, 3, lambda w: (w, F.avg_pool2d(w, 2), F.avg_pool2d(w, 4)), 0.5, "gaussian")
 
 
 @pytest.mark.parametrize("steps", [1, 2, 9])
@@ -128,6 +137,22 @@ def test_process_fn(weight):
     compare(torch.randn(2, 2, 30, 31), 16, 5, NETS[2], 0.5, "gaussian", process_fn=process)
     assert calls[: len(calls) // 2] == calls[len(calls) // 2 :]
     compare(torch.randn(1, 2, 32, 32), 16, 4, lambda w: (w, F.avg_pool2d(w, 2)), 0.5, "gaussian", process_fn=lambda y, w, m: (y, m))
+
+
+def test_process_fn_may_write_to_its_map():
+    x = torch.randn(1, 2, 40, 31)
+    expected = sliding_window_inference(x, 16, 4, NETS[2], 0.5, "gaussian")
+    weight = torch.rand(16, 16) + 0.5
+    before = weight.clone()
+    for given in (None, weight):
+        # MONAI writes to the caller's own.
+        theirs, ours = (
+            f(x, 16, 4, NETS[2], 0.5, "gaussian", roi_weight_map=own, process_fn=lambda y, w, m: (y, m.mul_(1.5)))
+            for f, own in ((monai.sliding_window_inference, None if given is None else given.clone()), (sliding_window_inference, given))
+        )
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+    assert weight.equal(before)
+    assert sliding_window_inference(x, 16, 4, NETS[2], 0.5, "gaussian").equal(expected)
 
 
 def test_condition():

@@ -12,9 +12,10 @@ from torch import nn
 import torchkiln
 from torchkiln import errors, sliding_window_inference
 from torchkiln.engine.engine import Engine
+from torchkiln.pool.replica import Replica
 from torchkiln.progress import report_progress
+from torchkiln.sliding_window import inference, run_box, stitch
 from torchkiln.sliding_window import predictor as predictor_module
-from torchkiln.sliding_window import run_box, stitch
 
 
 @pytest.fixture(scope="module")
@@ -279,9 +280,54 @@ def test_errors_of_engines_and_pools(fixed, pool, volume):
     with pytest.raises(errors.ReplicaFailed, match=r"replica [01] on cpu, .*no map today") as caught:
         sliding_window_inference(volume, 8, 4, pool, process_fn=fail)
     assert isinstance(caught.value.__cause__, RuntimeError)
+    labels = torch.ones(4, 1, 8, 8, 8, dtype=torch.int64)
+    with pytest.raises(errors.UserError, match=r"replica [01] on cpu, .*torch.int64 cannot be blended"):
+        sliding_window_inference(volume, 8, 4, pool, process_fn=lambda outputs, windows, weight: (labels[: len(windows)], weight))
     with pytest.raises(errors.UserError, match="sw_device: meta was asked for, but predictor runs on cpu"):
         sliding_window_inference(volume, 8, 4, pool, sw_device="meta")
     sliding_window_inference(volume[:1], 8, 4, pool)
+    closed = torchkiln.replicate(fixed, ["cpu"])
+    closed.close()
+    with pytest.raises(errors.UserError, match="the pool is closed"):
+        sliding_window_inference(volume, 8, 4, closed)
+
+
+def test_nobody_waits_for_weights_of_a_box_that_never_ran(ranged, volume, monkeypatch):
+    with torchkiln.replicate(ranged, ["cpu", "cpu"]) as own:
+
+        def enter(ready):
+            raise RuntimeError("device lost")
+
+        monkeypatch.setattr(own.replicas[0], "entered", enter)  # the first box's
+        with pytest.raises(errors.ReplicaFailed, match="device lost"):
+            sliding_window_inference(volume, 8, 4, own, process_fn=lambda outputs, windows, weight: (outputs, weight))
+
+
+def test_what_further_arguments_hold_is_brought_to_the_replicas(pool, volume, monkeypatch):
+    """And is waited for, as the volume is."""
+    waited, brought = [], []
+    monkeypatch.setattr(inference, "ready_events", lambda value: waited.append(value) or {})
+    bring = Replica.bring
+    monkeypatch.setattr(Replica, "bring", lambda self, value: brought.append(value) or bring(self, value))
+    scale = torch.ones(1)
+    with pytest.raises(errors.InputMismatch, match="scale"):
+        sliding_window_inference(volume, 8, 4, pool, scale=scale)
+    assert waited[0][-1]["scale"] is scale
+    assert any(isinstance(value, dict) and value["scale"] is scale for value in brought)
+
+
+def test_only_to_a_gpu_the_image_is_copied_without_waiting(monkeypatch):
+    class Copies(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function is torch.Tensor.to:
+                seen.append((kwargs or {}).get("non_blocking", False))
+            return function(*args, **(kwargs or {}))
+
+    seen: list[bool] = []
+    with Copies():
+        sliding_window_inference(torch.randn(1, 1, 12, 12), 8, 2, lambda w: w, sw_device="meta", device="meta")
+    assert seen
+    assert not any(seen)
 
 
 def gpu_engine(net, batch=4):
@@ -296,11 +342,17 @@ def test_on_a_gpu(net, volume, expected):
         found = sliding_window_inference(inputs, 8, 3, engine, 0.5, "gaussian", device=device)
         assert found.device.type == (device or inputs.device.type)
         torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-4)
+    on_cpu = sliding_window_inference(volume.cuda(), 8, 3, net, 0.5, "gaussian", sw_device="cpu", device="cpu")
+    torch.testing.assert_close(on_cpu, expected, rtol=1e-5, atol=1e-5)
     engine.static_outputs = True
     found = sliding_window_inference(volume, 8, 4, engine, 0.5, "gaussian")
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     with torchkiln.replicate(engine) as pool:
         torch.testing.assert_close(sliding_window_inference(volume, 8, 4, pool, 0.5, "gaussian"), expected, rtol=1e-4, atol=1e-4)
+    with torchkiln.replicate(engine, ["cuda:0", "cuda:0"]) as pool:
+        for process in (None, lambda outputs, windows, weight: (outputs, weight * 2)):
+            found = sliding_window_inference(volume.cuda(), 8, 4, pool, 0.5, "gaussian", process_fn=process)
+            torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.cuda

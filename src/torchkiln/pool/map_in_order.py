@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ def map_in_order(batches: Iterable[T], start: Callable[[int, T], Future[Any]], l
 
     When a call fails, or the caller stops, calls that have not begun are dropped and those that have are waited for.
     """
-    total = len(batches) if isinstance(batches, Sized) else 0
+    total = _length(batches)
     pending: deque[tuple[T, Future[Any]]] = deque()
     done = 0
     progress("batches", done, total)
@@ -45,3 +45,11 @@ def map_in_order(batches: Iterable[T], start: Callable[[int, T], Future[Any]], l
         for _, future in pending:
             if not future.cancelled():
                 future.exception()
+
+
+def _length(batches: Iterable[Any]) -> int:
+    """0 where it is not known. A DataLoader always has ``__len__``, which raises where its dataset is a stream."""
+    try:
+        return len(batches)  # type: ignore[arg-type]
+    except TypeError:
+        return 0

@@ -23,7 +23,8 @@ class Pool:
     """Replicas of one engine. Call it as the engine is called: the next replica that is free takes the call.
 
     Safe under concurrent calls from several threads; as many run at a time as there are replicas, each in a thread of its own. Tensors may be on
-    any device, and come back on the device of the call's first tensor unless ``output_device`` says otherwise. ``torchkiln.replicate`` makes one.
+    any device, and come back on the device of the call's first tensor unless ``output_device`` says otherwise. Nobody waits for the copy of a pinned
+    tensor: it must not change before the result is computed. ``torchkiln.replicate`` makes one.
     Close it, or use it in a ``with`` block, to give its threads and memory back.
     """
 
@@ -44,7 +45,8 @@ class Pool:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One call, on the next replica that is free.
 
-        Raises InputMismatch as the engine does, and ReplicaFailed for anything else that goes wrong in a replica; both name it and its device.
+        Raises InputMismatch as the engine does (and any other UserError as UserError), and ReplicaFailed for anything else that goes wrong in a
+        replica; both name it and its device.
         """
         return self._start(None, args, kwargs).result().wait()
 
@@ -95,8 +97,12 @@ class Pool:
         """Wait for calls that run, drop those that have not begun, and free threads, streams and engines. Calling the pool again raises UserError."""
         self._closed = True
         self._threads.shutdown(wait=True, cancel_futures=True)
-        self._replicas = ()
+        replicas, self._replicas = self._replicas, ()
         self._free = SimpleQueue()
+        for replica in replicas:
+            if replica.stream is not None:
+                # The GPU may still be reading what goes with the engine.
+                replica.stream.synchronize()
 
     @property
     def replicas(self) -> tuple[Replica, ...]:
@@ -169,6 +175,6 @@ def _call_of(given: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
 
 def _explain(error: Exception, replica: Replica, what: str, batch: int | None) -> Exception:
     where = f"{replica}{f', batch {batch}' if batch is not None else ''}{f', {what}' if what else ''}"
-    if isinstance(error, InputMismatch):
-        return InputMismatch(f"{where}: {error}")
+    if isinstance(error, UserError):
+        return (InputMismatch if isinstance(error, InputMismatch) else UserError)(f"{where}: {error}")
     return ReplicaFailed(f"{where}: {type(error).__name__}: {error}", device=replica.device, replica=replica.index, batch=batch)

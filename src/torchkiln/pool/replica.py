@@ -46,15 +46,23 @@ class Replica:
     def __init__(self, index: int, engine: Engine) -> None:
         self.index, self.engine, self.device = index, engine, engine.device
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        if self.stream is not None:
+            # The engine was loaded on the current stream.
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
 
     def run(self, args: Sequence[Any], kwargs: Mapping[str, Any], output_device: torch.device | None) -> Result:
         """Call the engine, on its stream (within ``entered``). Tensors are brought to it from wherever they are; outputs go to ``output_device``
         (None: they stay)."""
-        moved_args, moved_kwargs = tree_map(self._bring, (tuple(args), dict(kwargs)))
+        moved_args, moved_kwargs = self.bring((tuple(args), dict(kwargs)))
         value = self.engine(*moved_args, **moved_kwargs)
         if output_device is not None and output_device != self.device:
             value = tree_map(_mover(output_device), value)
         return Result(value, self.record())
+
+    def bring(self, value: Any) -> Any:
+        """``value`` with its tensors on the replica's device (within ``entered``)."""
+        mark_used(value)
+        return tree_map(lambda leaf: leaf.to(self.device, non_blocking=self.stream is not None) if isinstance(leaf, torch.Tensor) else leaf, value)
 
     def entered(self, ready: Ready) -> AbstractContextManager[Any]:
         """Within the block, work of this thread goes to the replica's device and stream, behind what ``ready`` marks."""
@@ -76,15 +84,6 @@ class Replica:
         event.record(self.stream)
         return event
 
-    def _bring(self, value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        if value.device == self.device:
-            if self.stream is not None:
-                value.record_stream(self.stream)
-            return value
-        return value.to(self.device, non_blocking=self.stream is not None)
-
     def __repr__(self) -> str:
         return f"replica {self.index} on {self.device}"
 
@@ -100,14 +99,21 @@ def ready_events(value: Any) -> dict[int, torch.cuda.Event]:
     return events
 
 
+def mark_used(value: Any) -> None:
+    """Keep the memory of each GPU tensor in ``value``, once it is let go, until the current stream of its GPU is done with it. A copy to another
+    device runs there too."""
+    for tensor in _cuda_tensors(value):
+        tensor.record_stream(torch.cuda.current_stream(tensor.device))
+
+
 def first_device(value: Any) -> torch.device | None:
     """The device of the first tensor in ``value``; None when there is none."""
     return next((leaf.device for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)), None)
 
 
 def _mover(device: torch.device) -> Callable[[Any], Any]:
-    # To the CPU this waits for the GPU (in the replica's own thread), so that the caller has the numbers.
-    return lambda value: value.to(device, non_blocking=device.type != "cpu") if isinstance(value, torch.Tensor) else value
+    # To and from the CPU this waits for the GPU (in the replica's own thread): no event is recorded there for the caller to wait for.
+    return lambda value: value.to(device, non_blocking=value.is_cuda and device.type != "cpu") if isinstance(value, torch.Tensor) else value
 
 
 def _cuda_tensors(value: Any) -> list[torch.Tensor]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import operator
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from ..errors import UserError
 from ..log import SUMMARY, log
 from ..pool.pool import Pool
-from ..pool.replica import Replica, Result, ready_events
+from ..pool.replica import Replica, Result, mark_used, ready_events
 from .bar import progress_bar
 from .grid import Box, Grid, buffered, make_grid, per_dimension, read_overlap, read_roi_size, whole
 from .job import Job, Ticks
@@ -79,7 +81,7 @@ def sliding_window_inference(
 
     Raises:
         UserError: an argument that makes no sense, or outputs that cannot be blended; InputMismatch: windows are not what an engine takes;
-        ReplicaFailed: from a Pool; and what ``predictor`` raises.
+        ReplicaFailed: anything else in a Pool; and what ``predictor`` raises.
     """
     job, padding = _read_job(
         inputs, roi_size, sw_batch_size, predictor, overlap, mode, sigma_scale, padding_mode, cval, roi_weight_map, process_fn, buffer_steps,
@@ -126,7 +128,7 @@ def _run(
 def _run_on_pool(job: Job, boxes: list[Box], pool: Pool, images: int, home: torch.device) -> tuple[list[Any] | None, list[torch.Tensor]]:
     """Each replica takes one box after another."""
     stitch = Stitch(images, home)
-    ready = ready_events((job.inputs, job.condition, job.roi_weight_map))
+    ready = ready_events((job.inputs, job.condition, job.roi_weight_map, job.args, job.kwargs))
 
     def is_whole(result: BoxResult) -> bool:
         return len(boxes) == 1 and result.box == boxes[0]
@@ -137,18 +139,20 @@ def _run_on_pool(job: Job, boxes: list[Box], pool: Pool, images: int, home: torc
         def take(result: BoxResult) -> None:
             found.append(result if is_whole(result) else stitch.bring(result))
 
-        try:
-            with torch.no_grad():
-                _run_or_halve(job, box, replica.engine, replica.device, take, is_own=True)
-        except BaseException as error:
-            # Others may be waiting for the first weights, which come with the first box.
-            if box is boxes[0] and not job.first_weights.done():
-                job.first_weights.set_exception(error)
-            raise
+        mark_used((job.inputs, job.condition, job.roi_weight_map))
+        own = replace(job, args=replica.bring(tuple(job.args)), kwargs=replica.bring(dict(job.kwargs)))
+        with torch.no_grad():
+            _run_or_halve(own, box, replica.engine, replica.device, take, is_own=True)
         return Result(found, replica.record())
 
-    pending = deque(pool.run_on_replica(partial(run_one, box=box), ready, _describe(box, job.grid)) for box in boxes)
+    pending: deque[Future[Result]] = deque()
     try:
+        for box in boxes:
+            future = pool.run_on_replica(partial(run_one, box=box), ready, _describe(box, job.grid))
+            if not pending:
+                # The first weights come with the first box. Where it ended without, nobody waits for them any longer.
+                future.add_done_callback(lambda _: job.first_weights.cancel())
+            pending.append(future)
         while pending:
             result = pending.popleft().result()
             Result([part.value for found in result.value for part in found.parts], result.done).wait()
@@ -242,7 +246,7 @@ def _read_job(
         process_fn,
         mode,
         scales,
-        roi_weight_map,
+        None if roi_weight_map is None else _plain(torch.as_tensor(roi_weight_map)),
         torch.promote_types(exact, torch.float32),
         buffer_steps is not None and buffer_steps > 0,
         Batching(1),

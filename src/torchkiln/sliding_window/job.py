@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..pool.replica import Result
 from ..progress import progress
 from .grid import Grid
 from .predictor import Batching
@@ -50,7 +51,7 @@ class Job:
     #: (channels, *window) of each output, once a batch has shown them.
     output_shapes: list[torch.Size] = field(default_factory=list)
     #: The weights of the first batch, which all are divided by, where process_fn may change them.
-    first_weights: Future[torch.Tensor] = field(default_factory=Future)
+    first_weights: Future[Result] = field(default_factory=Future)
 
     @property
     def has_equal_weights(self) -> bool:

@@ -59,9 +59,12 @@ def plan_batches(predictor: Any, sw_batch_size: int, most: int) -> Batching:
 
 
 def find_device(predictor: Any, sw_device: torch.device, is_given: bool) -> torch.device:
-    """Where windows are: ``sw_device`` where it is given, else an engine's own device. Raises UserError where they disagree."""
+    """Where windows are: ``sw_device`` where it is given, else an engine's own device. Raises UserError where they disagree, and for a pool
+    that is closed."""
     if not isinstance(predictor, (Engine, Pool)):
         return sw_device
+    if isinstance(predictor, Pool) and not predictor.replicas:
+        raise UserError("sliding_window_inference: predictor: the pool is closed: make another with torchkiln.replicate(engine)")
     devices = list(dict.fromkeys(predictor.devices if isinstance(predictor, Pool) else (predictor.device,)))
     if is_given and devices != [sw_device]:
         raise UserError(f"sliding_window_inference: sw_device: {sw_device} was asked for, but predictor runs on {', '.join(map(str, devices))}")

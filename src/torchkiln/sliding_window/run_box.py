@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import UserError
+from ..pool.replica import Result, ready_events
 from .accumulate import Accumulator
 from .gather import Gather
-from .grid import Box, Place
+from .grid import Box, Place, Sizes
 from .job import Job
 from .memory import usable_bytes
 from .outputs import check_blendable, flatten
@@ -62,6 +63,9 @@ class _BoxRun:
         self._region = box.region(job.grid)
         self._outputs: list[_Output] = []
         self._weight = self._given_weight()
+        if job.process_fn is not None:
+            # A copy of the box's own, for process_fn to write to if it likes.
+            self._map = self._weight.to(job.inputs.dtype if job.inputs.is_floating_point() else job.dtype, copy=True)
         self._weights: list[torch.Tensor] | None = None
 
     def run(self, is_own: bool) -> BoxResult:
@@ -79,7 +83,7 @@ class _BoxRun:
                     keys = self._batch(gathers, low, high, memory)
                     done = high
                     job.ticks.add(high - low)
-            return BoxResult(self._box, keys, [output.finish(w) for output, w in zip(self._outputs, self._count_weights(), strict=True)])
+            return BoxResult(self._box, keys, self._finish())
         except BaseException:
             job.ticks.add(-done)
             raise
@@ -92,7 +96,9 @@ class _BoxRun:
         if part.device != self._device:
             size = part.numel() * part.element_size()
             if size <= usable_bytes(self._device) / 2:
-                part = part.to(self._device, non_blocking=True)
+                # Memory of the CPU must hold the numbers when this returns, and may change after that.
+                may_wait = self._device.type != "cuda" or part.is_pinned()
+                part = part.to(self._device, non_blocking=not may_wait)
             elif self._box.halves() is not None:
                 raise DoesNotFit(f"{size} bytes of the image")
         return Gather(part, self._relative(self._places), self._job.grid.roi_size)
@@ -160,18 +166,26 @@ class _BoxRun:
         """process_fn's outputs; its weights become those of this batch."""
         job = self._job
         assert job.process_fn is not None
-        given = self._given_weight()
-        returned, weight = job.process_fn(tuple(tensors), windows, given.to(job.inputs.dtype) if job.inputs.is_floating_point() else given)
+        returned, weight = job.process_fn(tuple(tensors), windows, self._map)
         if not isinstance(weight, torch.Tensor):
             raise UserError(f"process_fn: expected it to return (outputs, importance map), got {type(weight).__name__} for the map")
         self._weight, self._weights = weight.to(self._device, job.dtype), None
         if not job.first_weights.done() and all(low == 0 for low, _ in (self._box.images, *self._box.layers)):
-            job.first_weights.set_result(self._weight)
+            first = self._weight.clone()  # process_fn may write to what it returned
+            job.first_weights.set_result(Result(first, next(iter(ready_events(first).values()), None)))
         return flatten(returned)[1]
+
+    def _finish(self) -> list[Part]:
+        # A weight is scaled from those of the outputs before it.
+        sizes = [output.window for output in self._outputs]
+        return [
+            output.finish(weight, tuple(sizes[: index + 1]))
+            for index, (output, weight) in enumerate(zip(self._outputs, self._count_weights(), strict=True))
+        ]
 
     def _count_weights(self) -> list[torch.Tensor]:
         """For each output, the weights whose sum it is divided by."""
-        return self._scaled(self._weight if self._job.process_fn is None else self._job.first_weights.result().to(self._device))
+        return self._scaled(self._weight if self._job.process_fn is None else self._job.first_weights.result().wait().to(self._device))
 
     def _scaled(self, weight: torch.Tensor) -> list[torch.Tensor]:
         """``weight`` at the resolution of each output: (1, 1, *window). Each is scaled from the one before, as MONAI does."""
@@ -191,7 +205,7 @@ class _BoxRun:
 
     def _make_outputs(self, tensors: Sequence[torch.Tensor]) -> None:
         job = self._job
-        job.output_shapes = [tensor.shape[1:] for tensor in tensors]
+        job.output_shapes[:] = [tensor.shape[1:] for tensor in tensors]
         self._check_room(job.output_shapes)
         self._outputs = [_Output(job, self._box, self._region, shape) for shape in job.output_shapes]
         for output in self._outputs:
@@ -233,12 +247,16 @@ class _Output:
         scaled = [tuple(int(at * scale) - low for at, scale, low in zip(place, scales, begin, strict=True)) for place in places]
         self._sums.add(scaled, windows, weight)
 
-    def finish(self, weight: torch.Tensor) -> Part:
-        """The sums, divided by the sum of ``weight`` (1, 1, *window) over all windows at each voxel, in place."""
+    def finish(self, weight: torch.Tensor, scaled_by: tuple[Sizes, ...]) -> Part:
+        """The sums, divided by the sum of ``weight`` (1, 1, *window) over all windows at each voxel, in place.
+
+        Args:
+            scaled_by: the window sizes that ``weight`` was scaled to, one after another; its own last.
+        """
         job, total = self._job, self._sums.total
         starts = [tuple(int(start * scale) for start in starts) for starts, scale in zip(job.grid.starts, self._scales, strict=True)]
         if job.has_computed_weights:
-            key = ("counts", job.grid, self.window, job.mode, job.sigma_scale, tuple(self._region), total.device, total.dtype)
+            key = ("counts", job.grid, scaled_by, job.mode, job.sigma_scale, tuple(self._region), total.device, total.dtype)
             counts = CACHE.get(key, lambda: reciprocal_counts(weight, starts, self._region))
         else:
             counts = reciprocal_counts(weight, starts, self._region)
