@@ -104,6 +104,8 @@ def test_rejects():
     x, weight, *rest = problem.inputs
     assert "x is torch.uint8" in tactic.reject(replace(problem, inputs=(replace(x, dtype=torch.uint8), weight, *rest)))
     assert "writes int8" in tactic.reject(replace(problem, outputs=(replace(problem.outputs[0], dtype=torch.float64),)))
+    inputs = [*problem.inputs[:3], TensorSpec((24,), (2,), torch.float32), *problem.inputs[4:]]
+    assert "a bias whose elements" in tactic.reject(replace(problem, inputs=tuple(inputs)))
     residual = CASES["half residual"]
     inputs = list(residual.inputs)
     inputs[4] = replace(inputs[4], dtype=INT8)

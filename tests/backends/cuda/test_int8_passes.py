@@ -9,7 +9,10 @@ import torch
 from tests.backends.cuda.fusion import calls, ops, rejects
 from tests.backends.cuda.int8_models import Bottlenecks, Joined, error, fused, graph_of, int8_weight, pair, quantized, weight
 
+from torchkiln.backends.cuda.passes.commute_quantize import commute_quantize
 from torchkiln.backends.cuda.passes.convert_quantize import convert_quantize
+from torchkiln.backends.cuda.passes.fuse_int8 import MAX_PRODUCTS
+from torchkiln.backends.cuda.support import supports
 from torchkiln.ptq import QuantizeOptions
 from torchkiln.quantized_ops import register_quantized_ops
 
@@ -223,6 +226,94 @@ def test_pairs_that_are_no_number_are_named():
     after = copy.deepcopy(graph_of(write, (2, 8, 5), **int8_weight(8, 8)))
     assert convert_quantize(after) == 0
     assert "one constant scale" in rejects(after)
+
+
+@pytest.mark.parametrize("shape", [(2, 40, 24), (40,)])
+def test_products_with_other_than_a_matrix_are_refused(shape):
+    def write(graph, x):
+        grid = (0.004, 0, -127, 127, torch.int8)
+        w = graph.call_function(register_quantized_ops().dequantize_per_tensor.default, (graph.get_attr("w"), *grid))
+        return graph.call_function(aten.matmul.default, (pair(graph, x, 0.02), w))
+
+    before = graph_of(write, (2, 5, 40), w=int8_weight(*shape)["w"])
+    after = fused(before)
+    assert (ops(after)["matmul"], ops(after)["int8_linear"]) == (1, 0)
+    assert "expected a matrix as its weight" in rejects(after)
+    compare(before, after, torch.randn(2, 5, 40))
+
+
+@pytest.mark.parametrize(("depth", "fits"), [(MAX_PRODUCTS, True), (MAX_PRODUCTS + 1, False)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_sums_that_may_not_fit_32_bits_are_refused(depth, fits, turned):
+    assert MAX_PRODUCTS * 2**14 < 2**31 <= (MAX_PRODUCTS + 1) * 2**14
+    axis = 1 if turned else 0
+
+    def write(graph, x):
+        w, product = weight(graph, axis=axis), aten.mm if turned else aten.linear
+        return graph.call_function(product.default, (pair(graph, x, 0.02), w))
+
+    after = fused(graph_of(write, (1, depth), **int8_weight(*((depth, 2) if turned else (2, depth)), axis=axis)))
+    assert ops(after)["int8_linear"] == fits
+    assert ("may not fit 32 bits" in rejects(after)) is not fits
+
+
+def test_a_padded_pool_whose_windows_may_be_empty_stays_floating():
+    def write(graph, x):
+        y = graph.call_function(aten.convolution.default, conv_of(pair(graph, x, 0.02), weight(graph)))
+        return pair(graph, graph.call_function(aten.max_pool2d.default, (y, [2, 2], [1, 1], [1, 1], [10, 10])), 0.05)
+
+    before = graph_of(write, (1, 8, 9, 9), **int8_weight(8, 8, 1, 1))  # the taps of its window lie at -1 and 9
+    after = fused(before)
+    assert (ops(after)["int8_max_pool"], ops(after)["max_pool2d"]) == (0, 1)
+    compare(before, after, torch.randn(1, 8, 9, 9), tolerance=0)
+
+
+def test_a_dequantize_behind_a_concatenation_has_its_dtype():
+    def write(graph, x):
+        low = graph.call_function(aten._to_copy.default, (pair(graph, x, 0.02),), {"dtype": torch.float16})
+        wide = pair(graph, graph.call_function(aten.neg.default, (x,)), 0.02)
+        cat = graph.call_function(aten.cat.default, ([low, wide], 1))
+        return graph.call_function(aten.add.Tensor, (graph.call_function(aten.tanh.default, (cat,)), pair(graph, cat, 0.05)))
+
+    before = graph_of(write, (2, 8, 6, 6))
+    compare(before, fused(before), torch.randn(2, 8, 6, 6), tolerance=1e-3)
+
+
+def test_what_is_computed_in_many_ways_is_looked_at_once():
+    def write(graph, x):
+        for _ in range(40):  # to look at each way from x would take years
+            x = graph.call_function(aten.add.Tensor, (graph.call_function(aten.silu.default, (x,)), x))
+        return pair(graph, graph.call_function(aten.max_pool2d.default, (x, [2, 2])), 0.02)
+
+    after = graph_of(write, (1, 8, 4, 4))
+    convert_quantize(after)
+    assert commute_quantize(after) == 0
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_numbers_have_the_same_name_in_every_plan(batch):
+    def write(graph, x):
+        first = pair(graph, x, 0.5) if batch == 1 else x
+        return graph.call_function(aten.add.Tensor, (pair(graph, first, 0.25), x))
+
+    after = fused(graph_of(write, (batch, 7)))
+    numbers = {name: tensor.item() for name, tensor in after.named_buffers()}
+    assert (numbers["number_3e800000"], numbers["number_40800000"]) == (0.25, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("scale", "dtype", "reason"), [(-0.02, torch.int8, "scales above 0, not -0.02"), (0.02, torch.float8_e4m3fn, "not of float8_e4m3fn")]
+)
+def test_pairs_that_keep_no_order_are_refused(scale, dtype, reason):
+    def write(graph, x):
+        grid = (scale, 0, -128, 127, dtype)
+        q = register_quantized_ops()
+        integers = graph.call_function(q.quantize_per_tensor.default, (x, *grid))
+        return graph.call_function(q.dequantize_per_tensor.default, (integers, *grid))
+
+    before = graph_of(write, (2, 5))
+    assert all(reason in supports(node).reason for node in before.graph.nodes if node.op == "call_function")
+    assert reason in rejects(fused(before))
 
 
 def test_the_first_and_last_layers_stay_floating_by_default():

@@ -179,6 +179,8 @@ def test_how_many_may_be_rounded_otherwise():
     shares = [_most_rounded(job(x, "torchkiln.quantize.default")) for x in specs]
     assert shares[1] > shares[0] > shares[2] == shares[3] > 0
     assert _most_rounded(job(specs[1], "torchkiln.int8_conv.default")) == shares[2], "all before is float32"
+    exact = ("torchkiln.int8_max_pool.default", "aten.clone.default", "aten._to_copy.default")
+    assert [_most_rounded(job(specs[3], op)) for op in exact] == [0.0] * 3, "nothing is rounded"
 
 
 def test_int8_is_an_arithmetic_of_its_own():

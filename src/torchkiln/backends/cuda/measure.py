@@ -38,6 +38,8 @@ QUANTIZED = (torch.int8, torch.uint8)
 MOST_ROUNDED = {torch.float16: 0.1, torch.bfloat16: 0.5}
 #: Of values that float32 alone comes before.
 FEW_ROUNDED = 0.01
+#: The operators that round to integers. What others give in 8 bits is torch's, or wrong.
+_ROUNDING = ("torchkiln.quantize.", "torchkiln.int8_conv.", "torchkiln.int8_linear.", "torchkiln.int8_layer_norm")
 #: Kernels that take less have all memory shared.
 SHORT_US = 30.0
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -214,6 +216,9 @@ def _op(job: Job) -> str:
 
 
 def _most_rounded(job: Job) -> float:
+    """How many of the quantized values may be next to torch's."""
+    if not any(isinstance(call, TorchCall) and call.op.startswith(_ROUNDING) for call in job.reference.launches):
+        return 0.0
     if _op(job).startswith("torchkiln.int8_"):  # all in front of its result is float32
         return FEW_ROUNDED
     return max([MOST_ROUNDED.get(spec.dtype, 0.0) for spec in (*job.inputs, *job.outputs) if spec is not None] + [FEW_ROUNDED])

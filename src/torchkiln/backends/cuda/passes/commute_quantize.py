@@ -17,7 +17,7 @@ from ....lower.graph_edit import call_functions, insert_call, users_of_output
 from ....lower.remove_dead_code import remove_dead_code
 from .convert_quantize import merge_equal
 from .emit import put
-from .match import activation_of, arguments_of, is_cast, shape_of
+from .match import activation_of, arguments_of, dtype_of, is_cast, shape_of
 from .quantization import DEQUANTIZE, QUANTIZE, Grid, grid_of, insert_number, is_dequantize, is_quantize
 
 aten = torch.ops.aten
@@ -64,7 +64,8 @@ def commute_quantize(graph_module: GraphModule) -> int:
 
 def _pass(graph_module: GraphModule) -> int:
     moved = sum(_sink(graph_module, node) for node in call_functions(graph_module, DEQUANTIZE))
-    moved += sum(_hoist(graph_module, node) for node in reversed(call_functions(graph_module, QUANTIZE)))
+    from_int8 = _from_int8(graph_module)
+    moved += sum(_hoist(graph_module, node, from_int8) for node in reversed(call_functions(graph_module, QUANTIZE)))
     moved += merge_equal(graph_module)
     remove_dead_code(graph_module)  # so that "nothing else may read it" is true in the next pass
     return moved
@@ -73,8 +74,8 @@ def _pass(graph_module: GraphModule) -> int:
 # -- quantizes upwards -------------------------------------------------------------------------------------------------------------------------------
 
 
-def _hoist(graph_module: GraphModule, node: Node) -> bool:
-    """Move one quantize over the node before it, which nothing else may read."""
+def _hoist(graph_module: GraphModule, node: Node, from_int8: set[Any]) -> bool:
+    """Move one quantize over the node before it, which nothing else may read; see ``_from_int8``."""
     source, grid = node.args[0], grid_of(node)
     assert isinstance(source, Node)
     assert grid is not None
@@ -86,14 +87,14 @@ def _hoist(graph_module: GraphModule, node: Node) -> bool:
         bounded = _quantize_before(graph_module, source.args[0], node, max(grid.low, 0), source)
         put(graph_module, node, bounded)
         return True
-    if not _is_from_int8(source):
+    if source not in from_int8:
         return False
     if source.target in _VIEWS:
         quantized = _quantize_before(graph_module, source.args[0], node, grid.low, source)
         target = aten.reshape.default if source.target in (aten.view.default, aten._unsafe_view.default) else source.target
         put(graph_module, node, insert_call(graph_module, target, (quantized, *source.args[1:]), dict(source.kwargs), before=node))
         return True
-    if source.target in _MAX_POOLS and grid.dtype is torch.int8:
+    if _is_max_pool(source) and grid.dtype is torch.int8:
         quantized = _quantize_before(graph_module, source.args[0], node, grid.low, source)
         put(graph_module, node, _max_pool(graph_module, quantized, source, node))
         return True
@@ -144,12 +145,26 @@ def _pad(graph_module: GraphModule, integers: Any, pad: Node, value: int, before
     return insert_call(graph_module, aten.constant_pad_nd.default, (integers, pad.args[1], value), before=before)
 
 
+def _is_max_pool(node: Node) -> bool:
+    """Whether the largest of every window is an element: with padding, the taps of a dilated window may all lie outside."""
+    if node.target not in _MAX_POOLS:
+        return False
+    _, _, padding, dilation = _geometry(node)
+    return not any(p and d > 1 for p, d in zip(padding, dilation, strict=True))
+
+
 def _max_pool(graph_module: GraphModule, integers: Node, pool: Node, before: Node) -> Node:
+    ceil_mode = arguments_of(pool)["ceil_mode"]
+    return insert_call(graph_module, torch.ops.torchkiln.int8_max_pool.default, (integers, *_geometry(pool), ceil_mode), before=before)
+
+
+def _geometry(pool: Node) -> list[list[int]]:
+    """Kernel size, stride, padding and dilation, each for every axis."""
     given = arguments_of(pool)
     spatial = 3 if pool.target is aten.max_pool3d.default else 2
     sizes = [_per_axis(given[name], spatial) for name in ("kernel_size", "stride", "padding", "dilation")]
     sizes[1] = sizes[1] or sizes[0]
-    return insert_call(graph_module, torch.ops.torchkiln.int8_max_pool.default, (integers, *sizes, given["ceil_mode"]), before=before)
+    return sizes
 
 
 def _per_axis(value: Any, spatial: int) -> list[int]:
@@ -157,23 +172,26 @@ def _per_axis(value: Any, spatial: int) -> list[int]:
     return values * spatial if len(values) == 1 else values
 
 
-def _is_from_int8(node: Any) -> bool:
-    """Whether an int8 layer, a layer norm (which writes integers too) or a dequantize computes ``node``, or some of it, up to what a quantize can be
+def _from_int8(graph_module: GraphModule) -> set[Any]:
+    """The nodes that an int8 layer, a layer norm (which writes integers too) or a dequantize computes, or some of them, up to what a quantize can be
     moved over."""
-    if not isinstance(node, Node) or node.op != "call_function":
-        return False
-    if is_dequantize(node) or node.target is aten.layer_norm.default:
-        return True
-    if node.target in _LAYERS:
-        return any(is_dequantize(argument) for argument in node.args)
-    if node.target is aten.add.Tensor:
-        return any(_is_from_int8(argument) for argument in node.args)
-    if node.target is aten.cat.default:
-        parts: Any = node.args[0]
-        return any(_is_from_int8(part) for part in parts)
-    if node.target in (*_VIEWS, *_MAX_POOLS, *_PADS) or is_cast(node) or activation_of(node) is not None:
-        return _is_from_int8(node.args[0])
-    return False
+    found: set[Any] = set()
+    for node in graph_module.graph.nodes:
+        if node.op != "call_function":
+            continue
+        if node.target in _LAYERS:
+            is_from = any(is_dequantize(argument) for argument in node.args)
+        elif node.target is aten.add.Tensor:
+            is_from = any(argument in found for argument in node.args)
+        elif node.target is aten.cat.default:
+            is_from = any(part in found for part in node.args[0])
+        elif node.target in (*_VIEWS, *_MAX_POOLS, *_PADS) or is_cast(node) or activation_of(node) is not None:
+            is_from = node.args[0] in found
+        else:
+            is_from = is_dequantize(node) or node.target is aten.layer_norm.default
+        if is_from:
+            found.add(node)
+    return found
 
 
 # -- dequantizes downwards ---------------------------------------------------------------------------------------------------------------------------
@@ -187,12 +205,12 @@ def _sink(graph_module: GraphModule, node: Node) -> int:
 
 
 def _sink_behind(graph_module: GraphModule, node: Node, user: Node, grid: Grid) -> bool:
-    integers, scale, zero_point, dtype = node.args
+    integers, scale, zero_point, _ = node.args
     moved: Node | None = None
     if user.target in _VIEWS:
         target = aten.reshape.default if user.target in (aten.view.default, aten._unsafe_view.default) else user.target
         moved = insert_call(graph_module, target, (integers, *user.args[1:]), dict(user.kwargs), before=user)
-    elif user.target in _MAX_POOLS and grid.dtype is torch.int8:
+    elif _is_max_pool(user) and grid.dtype is torch.int8:
         assert isinstance(integers, Node)
         moved = _max_pool(graph_module, integers, user, user)
     elif _is_pad(user) and not arguments_of(user)["value"]:
@@ -202,7 +220,7 @@ def _sink_behind(graph_module: GraphModule, node: Node, user: Node, grid: Grid) 
         moved = insert_call(graph_module, aten.cat.default, (parts, *user.args[1:]), dict(user.kwargs), before=user)
     if moved is None:
         return False
-    put(graph_module, user, insert_call(graph_module, DEQUANTIZE, (moved, scale, zero_point, dtype), before=user))
+    put(graph_module, user, insert_call(graph_module, DEQUANTIZE, (moved, scale, zero_point, dtype_of(user)), before=user))
     return True
 
 

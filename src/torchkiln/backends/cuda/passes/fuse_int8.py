@@ -24,6 +24,9 @@ INT8_LINEAR = torch.ops.torchkiln.int8_linear.default
 #: How the reason begins of a layer that its weight says is int8, and that is not.
 NOT_INT8 = "not in int8: "
 
+#: Sums of more products than this may not fit 32 bits: each is up to 2**14.
+MAX_PRODUCTS = 2**17 - 1
+
 _PRODUCTS = (aten.linear.default, aten.addmm.default, aten.mm.default, aten.matmul.default)
 _TURNS = (aten.t.default, aten.transpose.int, aten.permute.default)
 
@@ -83,8 +86,8 @@ def _fuse_product(graph_module: GraphModule, node: Node) -> None:
         if shape_of(bias) != shape_of(node)[1:]:
             raise Refused(f"it adds {list(shape_of(bias))} to {list(shape_of(node))}")
     x = given["mat1"] if node.target is aten.addmm.default else given["input" if node.target is aten.linear.default else "self"]
-    if not shape_of(node) or len(shape_of(x)) < 2:
-        raise Refused("a product of vectors")
+    if len(shape_of(x)) < 2 or len(shape_of(_weight_of(node))) != 2:
+        raise Refused(f"a product of {len(shape_of(x))} and {len(shape_of(_weight_of(node)))} dimensions: expected a matrix as its weight")
     integers, scale = _input(node, x)
     bias = _bias(bias)
     weight, scales = _weight(graph_module, node, _weight_of(node), scale, axis=0 if node.target is aten.linear.default else 1)
@@ -141,6 +144,8 @@ def _weight(graph_module: GraphModule, node: Node, weight: Any, input_scale: flo
         raise Refused("its weight has zero points other than 0, or scales that are computed")
     if _is_turned(weight):
         axis = 1 - axis
+    if integers.numel() > MAX_PRODUCTS * integers.shape[axis]:
+        raise Refused(f"sums of {integers.numel() // integers.shape[axis]} products, which may not fit 32 bits")
     if grid.axis is not None and grid.axis % integers.dim() != axis:
         raise Refused(f"its weight has a scale for each index of dimension {grid.axis}, not of the output channels")
     name = str(grid.source.target)

@@ -64,16 +64,15 @@ def is_dequantize(node: Any) -> bool:
 
 
 def insert_number(graph_module: GraphModule, number: float, like: Node, before: Node) -> Node:
-    """A constant float32 [] of ``number`` on the device of ``like``; equal numbers share one."""
-    device = like.meta["val"].device
-    numbers = graph_module.meta.setdefault("numbers", {})
-    value = torch.tensor(number, dtype=torch.float32, device=device)
-    key = (float(value), str(device))
-    if key not in numbers:
-        node = insert_constant(graph_module, f"number_{len(numbers)}", value, before=before)
-        numbers[key] = str(node.target)
-        return node
-    return insert_read(graph_module, numbers[key], before=before)
+    """A constant float32 [] of ``number`` on the device of ``like``; equal numbers share one.
+
+    It is named by its bits: the plans of all batch sizes share constants by name.
+    """
+    value = torch.tensor(number, dtype=torch.float32)
+    name = f"number_{int(value.view(torch.int32)) & 0xFFFFFFFF:08x}"
+    if hasattr(graph_module, name):
+        return insert_read(graph_module, name, before=before)
+    return insert_constant(graph_module, name, value.to(like.meta["val"].device), before=before)
 
 
 def insert_read(graph_module: GraphModule, name: str, before: Node) -> Node:

@@ -39,6 +39,8 @@ def int8_reject(problem: Problem) -> str:
         return f"writes int8, fp16, bf16 and fp32, not {y.dtype}"
     if bias is not None and (bias.dtype not in FLOATS or bias.shape != problem.inputs[2].shape):  # type: ignore[union-attr]
         return f"a bias of {bias.dtype} {list(bias.shape)}"
+    if bias is not None and not bias.is_contiguous:
+        return "a bias whose elements do not lie next to each other"
     if residual is not None and residual.dtype not in ((torch.int8,) if residual_scale is not None else FLOATS):
         return f"a residual of {residual.dtype}"
     if any(spec is not None and spec.span > MAX_ELEMENTS for spec in (*problem.inputs, *problem.outputs)):
