@@ -97,6 +97,11 @@ def test_rows_that_mix(function):
         dynamic_outputs(function)
 
 
+def test_rows_that_mix_behind_integers_that_hide_nan():
+    with pytest.raises(BuildFailed, match="mixes the rows of a batch"):
+        dynamic_outputs(lambda x, w: (x.relu() * 10).to(torch.int32).amax(0, keepdim=True) * x, torch.randn(1, 5).repeat(4, 1))
+
+
 def test_a_batch_elsewhere():
     with pytest.raises(BuildFailed, match="the batch elsewhere than in dimension 0"):
         dynamic_outputs(lambda x, w: x.T.contiguous())

@@ -5,11 +5,14 @@ Not in bf16: Triton's interpreter multiplies its bit patterns. The tests that ru
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tests.backends.cuda.interpret import check
 from tests.backends.cuda.problems import conv_problem, linear_problem
 
+from torchkiln.backends.cuda.recipe import TensorSpec
 from torchkiln.backends.cuda.tactics.conv_gemm import ConvGemm
 
 SMALL = {"BM": 16, "BN": 16, "BK": 32, "warps": 4, "stages": 2, "split": 1, "early": False}
@@ -77,6 +80,9 @@ def test_rejects():
     assert "depthwise" in tactic.reject(conv_problem((1, 8, 5, 5), (8, 1, 3, 3), groups=8))
     assert "transposed" in tactic.reject(conv_problem((1, 8, 5, 5), (8, 8, 2, 2), transposed=True))
     assert "1x1" in tactic.reject(conv_problem((1, 8, 5, 5), (8, 8, 3, 3), scale=True))
+    problem = linear_problem((8, 32), 16)
+    bias = TensorSpec((16,), (2,), torch.float16)
+    assert "a bias whose" in tactic.reject(replace(problem, inputs=(*problem.inputs[:2], bias, *problem.inputs[3:])))
 
 
 COMPILE_CASES = [(ConvGemm(), problem, config) for problem in CASES.values() for config in ConvGemm().configs(problem, 0)]

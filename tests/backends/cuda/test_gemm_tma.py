@@ -143,6 +143,8 @@ def test_rejects():
     problem = linear((2, 3, 40), 24)
     x = TensorSpec((2, 3, 40), (160, 40, 1), torch.float16)
     assert "common stride" in tactic.reject(replace(problem, inputs=(x, *problem.inputs[1:])))
+    bias = TensorSpec((24,), (2,), torch.float16)
+    assert "a bias whose" in tactic.reject(replace(problem, inputs=(*problem.inputs[:2], bias, *problem.inputs[3:])))
 
 
 def test_scratch_of_the_code_is_one_more_operand():

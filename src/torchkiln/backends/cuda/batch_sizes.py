@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import product
+
 import torch
 from torch.fx import GraphModule
 
@@ -56,8 +59,9 @@ def check_rows_independent(segment: Segment) -> tuple[bool, ...]:
     graph: GraphModule = graphs[size]
     rows = [torch.cat([t] * (-(-size // max(t.shape[0], 1))))[:size] for t in segment.example_inputs]
     plain = graph(*rows)
-    for kept in (0, size - 1):
-        spoiled = [_spoil(t, kept) for t in rows]
+    # Numbers too, beside NaN: an operator that makes integers (quantize, a comparison) may hide NaN.
+    for kept, spoil in product((0, size - 1), (_nan_like, _large_like)):
+        spoiled = [_spoil(t, kept, spoil) for t in rows]
         for index, (before, after) in enumerate(zip(plain, graph(*spoiled), strict=True)):
             same = _is_close(before[kept], after[kept]) if dynamic[index] else _is_close(before, after)
             if not same:
@@ -65,10 +69,21 @@ def check_rows_independent(segment: Segment) -> tuple[bool, ...]:
     return dynamic
 
 
-def _spoil(tensor: torch.Tensor, kept: int) -> torch.Tensor:
-    """NaN, or another number, in every row but one."""
+def _nan_like(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.full_like(tensor, float("nan"))
+
+
+def _large_like(tensor: torch.Tensor) -> torch.Tensor:
+    """Numbers larger than any in ``tensor``, of both signs in turn."""
+    large = 4 * tensor.abs().amax() + 1 if tensor.numel() else tensor.new_zeros(())
+    signs = 1 - 2 * (torch.arange(tensor.numel(), device=tensor.device) % 2)
+    return (signs * large).to(tensor.dtype).reshape(tensor.shape)
+
+
+def _spoil(tensor: torch.Tensor, kept: int, floating: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """``floating(tensor)``, or other integers, in every row but one."""
     if tensor.dtype.is_floating_point:
-        spoiled = torch.full_like(tensor, float("nan"))
+        spoiled = floating(tensor)
     else:
         spoiled = ~tensor if tensor.dtype == torch.bool else torch.where(tensor == 0, torch.ones_like(tensor), torch.zeros_like(tensor))
     spoiled[kept] = tensor[kept]

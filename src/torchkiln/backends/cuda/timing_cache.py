@@ -36,6 +36,7 @@ _CHOOSERS = (
     "cusparselt.py",
     "driver.py",
     "fences.py",
+    "int8_samples.py",
     "is_matrix_product.py",
     "measure.py",
     "memory_plan.py",

@@ -39,6 +39,9 @@ class ConvGemm:
             specs = [spec for spec in (x, problem.inputs[3], problem.outputs[0]) if spec is not None]
             if len(leading_dims(specs)[0]) > 4:
                 return "rows in more than four dimensions that no common stride walks"
+        bias = problem.inputs[2]
+        if bias is not None and not bias.is_contiguous:
+            return "a bias whose elements do not lie next to each other"
         if problem.outputs[0].dtype not in (torch.float16, torch.bfloat16, torch.float32):
             return f"computes in fp16, bf16 and fp32, not in {problem.outputs[0].dtype}"
         if problem.op == "conv_moments" and problem.outputs[0].numel == 0:

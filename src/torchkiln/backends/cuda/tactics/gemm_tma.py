@@ -50,6 +50,9 @@ class GemmTma:
             return f"multiplies fp16 and bf16, not {x.dtype} by {weight.dtype}"
         if y.dtype not in (torch.float16, torch.bfloat16, torch.float32):
             return f"writes fp16, bf16 and fp32, not {y.dtype}"
+        bias = problem.inputs[2]
+        if bias is not None and not bias.is_contiguous:
+            return "a bias whose elements do not lie next to each other"
         if any(spec is not None and spec.span > MAX_ELEMENTS for spec in (*problem.inputs, *problem.outputs)):
             return "a tensor of more than 2**31 elements"
         for spec in _rows_of(problem):
