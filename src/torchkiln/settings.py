@@ -147,8 +147,6 @@ class CompileSettings:
             raise UserError("weight_group_size: it is for int4 weights: say weight_precision='int4', or leave it out")
         if self.weight_precision is not None and self.calibrator is not None:
             raise UserError("weight_precision: a calibrator's int8 layers have weights in 8 bits already: leave one of the two out")
-        if self.weight_precision is not None and self.precision is not None:
-            raise UserError("weight_precision: precision='auto' chooses what layers compute in, not how weights are kept: leave one of the two out")
         ops = self.torch_executed_ops
         one = isinstance(ops, str) or not isinstance(ops, Iterable)
         put("torch_executed_ops", frozenset(op_name(op) for op in ([ops] if one else ops)))

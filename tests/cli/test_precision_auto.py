@@ -92,3 +92,13 @@ def test_wrong_requests(model_file: Path, tmp_path: Path, arguments: tuple[str, 
     result = invoke("compile", f"{model_file}:image", "--shape", "2x3x17x23", "-o", tmp_path / "m.kiln", *arguments)
     assert result.exit_code in (1, 2)
     assert expected in " ".join(result.stderr.split())
+
+
+def test_a_plot_that_cannot_be_drawn_is_refused_before_the_search(model_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    engine = tmp_path / "m.kiln"
+    arguments = ("--precision", "auto", "--max-error", "0.1", "--frontier", tmp_path / "plot.xyz")
+    result = invoke("compile", f"{model_file}:image", "--shape", "2x3x17x23", "-o", engine, *arguments)
+    assert result.exit_code == 1
+    assert "expected a name that ends in .png, .svg or .pdf" in " ".join(result.stderr.split())
+    assert not engine.exists()

@@ -49,6 +49,28 @@ def test_shortest_names(constant) -> None:
     assert shortest_names(chosen, nodes) == ["offset", "relu_1"]
 
 
+class Names(nn.Module):
+    """A module that is called twice and has the name of its first node; one whose name begins with an underscore."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu, self._linear = nn.ReLU(), nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._linear(self.relu(self.relu(x) - 0.5))
+
+
+def test_names_of_modules_and_of_nodes_are_told_apart() -> None:
+    graph_module = program_of(Names().eval(), draw(2, 5)).graph_module
+    assert kept_in(graph_module, "relu") == ["relu", "relu_1"]
+    assert kept_in(graph_module, "_linear") == ["linear"]
+    nodes = [n for n in graph_module.graph.nodes if n.op == "call_function"]
+    for name in ("relu", "relu_1", "linear"):
+        found = shortest_names([n for n in nodes if n.name == name], nodes)
+        assert kept_in(graph_module, *found) == [name]
+    assert shortest_names([n for n in nodes if n.name.startswith("relu")], nodes) == ["relu"]
+
+
 def test_a_kept_node_computes_in_float32_and_its_readers_do_not(constant) -> None:
     module = copy_graph_module(constant.graph_module)
     keep_named(module, ["offset"])
@@ -101,6 +123,27 @@ def test_openvino_keeps_a_convolution_and_leaves_a_matrix_product_to_pytorch(mix
     assert [s.backend for s in engine.report().segments][:2] == ["openvino", "torch"]
     (reject,) = [r for r in engine.report().rejects if r.subject == "aten.linear.default"]
     assert "keep_float32: OpenVINO computes it in bf16" in reject.reason
+
+
+class Softplus(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.linear(x).exp().log1p()).sigmoid()
+
+
+def test_openvino_leaves_to_pytorch_what_it_makes_another_operator_of() -> None:
+    from torchkiln.backends.openvino.precision import reject_precision
+
+    if reject_precision(torch.bfloat16) is not None:
+        pytest.skip("this CPU has no bf16")
+    options = {"backend": "openvino", "enabled_precisions": {torch.bfloat16}, "min_block_size": 1}
+    engine = torchkiln.compile(Softplus().eval(), [draw(2, 6)], keep_float32={"exp"}, **options)
+    (reject,) = [r for r in engine.report().rejects if "keep_float32" in r.reason]
+    assert reject.subject == "aten.exp.default"
+    assert [s.backend for s in engine.report().segments] == ["openvino", "torch", "openvino"]
 
 
 def test_openvino_tells_what_each_node_takes(mixed) -> None:

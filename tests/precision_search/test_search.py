@@ -101,7 +101,8 @@ def test_a_narrow_budget_takes_float32_within_max_builds(search, rounding_backen
     assert sum("layers=" in text for text in rounding_backend.built) <= 1
     assert "int8: not among the candidates: it needs a calibrator" in report.notes
     rounding_backend.built.clear()
-    report = search(max_error=1e-5, max_builds=0).report()
+    report = search(max_error=1e-5, max_builds=0, keep_float32={"head"}).report()
+    assert report.frontier.keep_float32 == report.settings["keep_float32"] == []  # beside float32 alone it is refused
     assert sorted(set(rounding_backend.built)) == ["inductor bf16", "inductor fp32"]
     assert any("ended after max_builds=0" in note for note in report.notes)
 

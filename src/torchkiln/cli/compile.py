@@ -50,6 +50,9 @@ def compile_model(
         if settings.precision is None or settings.dryrun:
             raise typer.BadParameter("--frontier is what --precision auto finds: add that, or leave it out")
         check_writable(frontier)
+        from ..engine.frontier_chart import check_chart_path
+
+        check_chart_path(frontier)
 
     import torchkiln
 

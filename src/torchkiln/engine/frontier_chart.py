@@ -19,20 +19,26 @@ _DPI = 130
 _MARGIN = 3.0
 
 
-def draw_frontier(frontier: Frontier, path: str | PathLike[str]) -> None:
-    """One point an engine, a line through the best ones, the budget as a dashed line; errors on a logarithmic scale."""
+def check_chart_path(path: str | PathLike[str]) -> None:
+    """Raises MissingPackage without matplotlib, UserError for a format it does not know."""
     if find_spec("matplotlib") is None:
         raise MissingPackage('the plot needs matplotlib, which is not installed: pip install "torchkiln[report]"')
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    name = os.fspath(path)
+    if os.path.splitext(name)[1].lstrip(".").lower() not in FigureCanvasBase.get_supported_filetypes():
+        raise UserError(f"frontier: {name}: expected a name that ends in .png, .svg or .pdf")
+
+
+def draw_frontier(frontier: Frontier, path: str | PathLike[str]) -> None:
+    """One point an engine, a line through the best ones, the budget as a dashed line; errors on a logarithmic scale."""
+    check_chart_path(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     # Without pyplot: no global state, no display, no change of the caller's backend.
     figure = Figure(figsize=(8, 5), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    name = os.fspath(path)
-    ending = os.path.splitext(name)[1].lstrip(".").lower()
-    if ending not in canvas.get_supported_filetypes():
-        raise UserError(f"frontier: {name}: expected a name that ends in .png, .svg or .pdf")
+    FigureCanvasAgg(figure)
     axes = figure.subplots()
     by_error = frontier.budget == "max_error"
     heights = _errors(frontier.points) if by_error else [point.accuracy or 0.0 for point in frontier.points]
@@ -50,7 +56,7 @@ def draw_frontier(frontier: Frontier, path: str | PathLike[str]) -> None:
     axes.set_ylabel("relative error (a point at the top: not finite)" if by_error else "accuracy")
     axes.set_title(f"{frontier.budget} {frontier.limit:g}: kept (orange), within (green), outside (grey)", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(name, dpi=_DPI)
+    figure.savefig(os.fspath(path), dpi=_DPI)
 
 
 def _limit(frontier: Frontier) -> float:

@@ -18,6 +18,8 @@ from ..errors import UserError
 from .precision_rules import tensors_of
 
 _KEY = "torchkiln_keep_float32"
+#: What torch.export calls its own wrapper of a model.
+_EXPORT_ROOT = "_export_root"
 
 
 def is_kept_float32(node: Node) -> bool:
@@ -55,15 +57,16 @@ def keep_named(graph_module: GraphModule, patterns: Collection[str]) -> list[Nod
 
 
 def names_of(node: Node) -> list[str]:
-    """What a pattern may call a node: its name, its operator ("aten.mul", "aten.mul.Tensor"), and every module that it belongs to."""
+    """What a pattern may call a node: its name (with % before it where a module is called the same), its operator ("aten.mul", "aten.mul.Tensor"),
+    and every module that it belongs to."""
     operator = str(node.target)
-    return [node.name, operator, operator.rpartition(".")[0] or operator, *module_paths(node)]
+    return [node.name, f"%{node.name}", operator, operator.rpartition(".")[0] or operator, *module_paths(node)]
 
 
 def module_paths(node: Node) -> list[str]:
     """The modules that a node comes from, outermost first ("encoder", "encoder.norm"); [] where capture kept none."""
     stack = node.meta.get("nn_module_stack") or {}
-    return [path for path, _ in stack.values() if isinstance(path, str) and path and not path.startswith("_")]
+    return [path for path, _ in stack.values() if isinstance(path, str) and path and path.partition(".")[0] != _EXPORT_ROOT]
 
 
 def computes_float32(node: Node) -> bool:
@@ -81,6 +84,6 @@ def moves_only(node: Node) -> bool:
 
 def shortest_names(chosen: Collection[Node], among: Collection[Node]) -> list[str]:
     """Patterns that name ``chosen`` and nothing else of ``among``: outermost modules where they hold no other, else nodes."""
-    others: set[str] = {path for node in among if node not in chosen for path in module_paths(node)}
-    names = [next((path for path in module_paths(node) if path not in others), node.name) for node in chosen]
+    others = {name for node in among if node not in chosen for name in names_of(node)}
+    names = [next(name for name in (*module_paths(node), node.name, f"%{node.name}") if name not in others) for node in chosen]
     return list(dict.fromkeys(names))

@@ -11,26 +11,22 @@ T = TypeVar("T")
 def ddmin(items: Sequence[T], holds: Callable[[Sequence[T]], bool]) -> list[T]:
     """A subset of ``items``, in their order, for which ``holds``, and for which it holds no more when any one member is taken out.
 
-    ``holds(items)`` must be true; it is not asked.
+    Parts of halving sizes are left out where it holds without them, the last first. ``holds(items)`` must be true; it is not asked.
     """
     found = list(items)
-    parts = 2
-    while len(found) > 1:
-        size = -(-len(found) // parts)
-        chunks = [found[i : i + size] for i in range(0, len(found), size)]
-        for index, chunk in enumerate(chunks):
-            rest = [item for other in (*chunks[:index], *chunks[index + 1 :]) for item in other]
-            if len(chunks) > 2 and holds(chunk):
-                found, parts = chunk, 2
-                break
+    size = -(-len(found) // 2)
+    while found:
+        before, end = len(found), len(found)
+        while end > 0:  # a sweep goes on where it left something out: beginning again asks as often as the square of what is needed
+            start = max(end - size, 0)
+            rest = found[:start] + found[end:]
             if holds(rest):
-                found, parts = rest, max(parts - 1, 2)
-                break
-        else:
-            if parts >= len(found):
-                return found
-            parts = min(len(found), 2 * parts)
-    return [] if found and holds([]) else found
+                found = rest
+            end = start
+        if size == 1 and len(found) == before:
+            break
+        size = -(-size // 2)
+    return found
 
 
 def boundary(count: int, holds: Callable[[int], bool]) -> int:

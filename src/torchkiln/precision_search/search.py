@@ -322,7 +322,7 @@ class PrecisionSearch:
             ],
             times_from="; ".join(self._times_from),
             enabled_precisions=[low, *([_INT8] if best.assignment.int8 else [])],
-            keep_float32=sorted({*shortest_names(kept, in_units), *self._settings.keep_float32}),
+            keep_float32=sorted({*shortest_names(kept, in_units), *self._settings.keep_float32}) if not best.is_float32 else [],
             skip=sorted(self._int8 - best.assignment.int8) if best.assignment.int8 else [],
         )
 
@@ -349,7 +349,7 @@ class PrecisionSearch:
         precisions = {best.candidate.precision, *([torch.int8] if best.assignment.int8 else [])}
         return self._settings.without_search(
             enabled_precisions=frozenset(precisions),
-            keep_float32=frozenset(frontier.keep_float32) if best.candidate.precision is not torch.float32 or best.assignment.int8 else frozenset(),
+            keep_float32=frozenset(frontier.keep_float32),
             calibrator=self._settings.calibrator if best.assignment.int8 else None,
             verify=self._budget.limit if self._budget.by_error else self._settings.verify,
         )
