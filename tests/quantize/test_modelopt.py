@@ -69,6 +69,16 @@ def test_its_quantizers_are_int8(backend, changes):
         assert engine.contents.segments[0].artifact.metadata["int8_layers"][0] >= 1
 
 
+def test_a_forward_of_its_own_comes_back():
+    from torchkiln.capture.modelopt_quantizers import plain_quantizers
+
+    quantizer = network()[0].input_quantizer
+    quantizer.forward = own = torch.neg
+    with plain_quantizers(quantizer):
+        assert quantizer.forward is not own
+    assert quantizer.forward is own
+
+
 def test_a_quantizer_that_is_off_rounds_nothing():
     report = torchkiln.compile(network(_disabled=True), [X], enabled_precisions={torch.int8}, backend="torch").report()
     assert any(note.startswith("int8: 1 of 2 layers") for note in report.notes)
@@ -84,6 +94,7 @@ def test_a_quantizer_that_is_off_rounds_nothing():
         ({"_if_calib": True}, "is still calibrating"),
         ({"amax": torch.tensor(float("nan"))}, "a range that is no number"),
         ({"fake_quant": False}, "packed already"),
+        ({"_disabled": True, "rotate_is_enabled": True}, "rotates its input"),
     ],
 )
 def test_what_is_not_int8_is_refused(changes, words):

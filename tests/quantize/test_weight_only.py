@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import torchkiln
+from torchkiln.backends.openvino.quantized import is_constant, is_part_of_constant
 from torchkiln.capture.arguments import read_arguments
 from torchkiln.capture.capture import capture
 from torchkiln.errors import BackendUnavailable, ParityFailed, UserError
@@ -232,7 +233,7 @@ def test_nothing_to_compress_is_an_error():
         compress_weights(program_of(nn.Linear(8, 8), torch.randn(2, 8)), "int8", 128)
 
 
-@pytest.mark.parametrize("way", ["int8", "int3", "by channel"])
+@pytest.mark.parametrize("way", ["int8", "int3", "int4 by channel", "by channel"])
 def test_models_that_torchao_quantized(way):
     quantization = pytest.importorskip("torchao.quantization")
     from torchao.quantization.granularity import PerAxis, PerGroup
@@ -240,6 +241,7 @@ def test_models_that_torchao_quantized(way):
     configs = {
         "int8": lambda: quantization.Int8WeightOnlyConfig(),
         "int3": lambda: quantization.IntxWeightOnlyConfig(weight_dtype=torch.int3, granularity=PerGroup(32)),
+        "int4 by channel": lambda: quantization.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerAxis(0)),
         "by channel": lambda: quantization.IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0)),
     }
     torch.manual_seed(0)
@@ -247,12 +249,38 @@ def test_models_that_torchao_quantized(way):
     quantization.quantize_(model, configs[way]())
     x = torch.randn(5, 128)
     engine = torchkiln.compile(model, [x], **OPENVINO)
-    kind = "w4+fp32" if way == "int3" else "w8+fp32"
+    kind = "w4+fp32" if way in ("int3", "int4 by channel") else "w8+fp32"
     assert engine.report().precision == kind
     assert "weights: the model's own, kept as integers in 2 of 2 layers" in engine.report().notes
     layers = engine.contents.segments[0].artifact.metadata["layers"]
     assert [layer["dtype"] for layer in layers if layer["type"] == "FullyConnected"] == [kind, kind]
     assert relative_error(engine(x), model(x).detach()) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int32])
+def test_a_product_of_integers_beyond_float32_keeps_its_numbers(dtype):
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("integers", torch.arange(128, dtype=torch.int8).view(16, 8))
+            self.register_buffer("scales", torch.arange(16).to(dtype) * 1234567 + 0.3 if dtype is torch.float64 else torch.arange(16).int() * 1234567)
+
+        def forward(self, x):
+            return x.mm(self.integers.t().to(dtype)) * self.scales
+
+    x, model = torch.arange(24).view(3, 8).to(dtype), Scaled()
+    assert torch.equal(program_of(model, x).graph_module(x)[0], model(x))
+
+
+def test_constants_are_told_apart_in_graphs_deeper_than_the_stack():
+    graph = torch.fx.Graph()
+    node = graph.placeholder("x")
+    for _ in range(2000):
+        node = graph.call_function(torch.ops.aten.neg.default, (node,))
+        node.meta["val"] = torch.zeros(2, dtype=torch.int32)
+    graph.output(node)
+    assert not is_constant(node)
+    assert not is_part_of_constant(next(iter(graph.nodes)).next)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ def plain_quantizers(model: object) -> Iterator[None]:
     """Within the block, each of modelopt's quantizers in ``model`` computes by torch's operators. Raises UserError for those that are not int8."""
     found = [(name, module) for name, module in model.named_modules() if _is_quantizer(module)] if isinstance(model, nn.Module) else []
     forwards = [(module, _forward_of(name, module)) for name, module in found]
+    own = {module: module.__dict__["forward"] for module, _ in forwards if "forward" in module.__dict__}
     for module, forward in forwards:
         module.__dict__["forward"] = forward
     try:
@@ -33,6 +34,8 @@ def plain_quantizers(model: object) -> Iterator[None]:
     finally:
         for module, _ in forwards:
             del module.__dict__["forward"]
+            if module in own:
+                module.__dict__["forward"] = own[module]
 
 
 def _is_quantizer(module: nn.Module) -> bool:
@@ -43,14 +46,15 @@ def _forward_of(name: str, quantizer: Any) -> Callable[[Tensor], Tensor]:
     """What the quantizer computes, read from its attributes."""
     before = getattr(quantizer, "pre_quant_scale", None)
     scaled = (lambda x: x * before) if before is not None else (lambda x: x)
-    if quantizer._disabled or not quantizer._if_quant:
-        return scaled
-    reason = _refusal(quantizer)
+    is_off = quantizer._disabled or not quantizer._if_quant
+    reason = _rotation(quantizer) if is_off else _refusal(quantizer)
     if reason:
         raise UserError(
             f"{name}: a quantizer of modelopt {reason}: torchkiln takes quantizers of 8-bit integers with fixed ranges (INT8_DEFAULT_CFG, "
             "INT8_SMOOTHQUANT_CFG); disable this one, or quantize the model anew"
         )
+    if is_off:
+        return scaled
     unsigned, narrow = bool(quantizer.unsigned), bool(quantizer.narrow_range)
     high = 255 if unsigned else 127
     low = 0 if unsigned else -127 if narrow else -128
@@ -62,6 +66,12 @@ def _forward_of(name: str, quantizer: Any) -> Callable[[Tensor], Tensor]:
     axis = next(d for d, size in enumerate(amax.shape) if size == amax.numel())
     spread, zeros = scales.reshape(-1), torch.zeros(amax.numel(), dtype=torch.int32, device=amax.device)
     return lambda x: torch.fake_quantize_per_channel_affine(scaled(x), spread, zeros, axis, low, high)
+
+
+def _rotation(quantizer: Any) -> str:
+    """A quantizer that is off still rotates its input, unless it rotates back."""
+    is_rotated = getattr(quantizer, "rotate_is_enabled", False) and not getattr(quantizer, "rotate_back_is_enabled", False)
+    return "rotates its input" if is_rotated else ""
 
 
 def _refusal(quantizer: Any) -> str:

@@ -18,6 +18,8 @@ from ..quantized_ops import register_quantized_ops
 from .graph_edit import constant_of, insert_call, insert_constant, is_same_size, replace
 
 aten = torch.ops.aten
+#: What a product with cast integers computes in to become a layer with scales in float32: in others the numbers would not be the same.
+_COMPUTED = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def convert_affine(graph_module: GraphModule) -> int:
@@ -81,6 +83,8 @@ def _convert_scaled_product(graph_module: GraphModule, node: Node) -> bool:
         return False
     result = node.meta["val"]
     dtype = product.meta["val"].dtype
+    if dtype not in _COMPUTED:
+        return False
     if spread.meta["val"].dim() != 1 or dtype is not result.dtype or not is_same_size(result.shape[-1], integers.shape[0]):
         return False
     assert isinstance(weight, Node)

@@ -18,7 +18,7 @@ from ...dtypes import dtype_name
 from ...lower.graph_edit import constant_of, insert_call, insert_constant, is_pure, refresh_value
 from ...lower.graph_edit import replace as replace_node
 from ...partition.segment import Segment
-from ...quantized_ops import Quantization, has_quantized_ops, is_dequantize, is_quantize, read_quantization
+from ...quantized_ops import INT8, Quantization, has_quantized_ops, is_dequantize, is_quantize, quantization_kind, read_quantization
 from ..copy_graph_module import copy_graph_module
 
 aten = torch.ops.aten
@@ -56,9 +56,10 @@ def spell_quantized(segment: Segment) -> Segment:
     if not has_quantized_ops(segment.graph_module.graph):
         return segment
     graph_module = copy_graph_module(segment.graph_module)
+    weights_alone = quantization_kind(graph_module.graph) != INT8
     for node in list(graph_module.graph.nodes):
         if _is_constant_pair(node):
-            replace_node(node, _expand(graph_module, node, read_quantization(node)))
+            replace_node(node, _expand(graph_module, node, read_quantization(node), rows_are_groups=weights_alone))
         elif is_quantize(node):
             _widen(graph_module, node, read_quantization(node))
     graph_module.graph.eliminate_dead_code()
@@ -72,16 +73,41 @@ def _is_constant_pair(node: Node) -> bool:
 
 def is_constant(node: Any) -> bool:
     """Whether ``node`` is a constant, or operators make it of constants alone (integers of 4 bits are taken apart so)."""
-    if constant_of(node) is not None:
-        return True
-    return isinstance(node, Node) and is_pure(node) and bool(node.all_input_nodes) and all(map(is_constant, node.all_input_nodes))
+    seen: set[Any] = set()
+    waiting = [node]  # no recursion: graphs are deeper than Python's stack
+    while waiting:
+        found = waiting.pop()
+        if found in seen or constant_of(found) is not None:
+            continue
+        if not isinstance(found, Node) or not is_pure(found) or not found.all_input_nodes:
+            return False
+        seen.add(found)
+        waiting += found.all_input_nodes
+    return True
 
 
 def is_part_of_constant(node: Node) -> bool:
     """Whether nothing reads ``node``, directly or through such as itself, but dequantize nodes that become part of the IR's constants."""
     if is_dequantize(node):
         return _is_constant_pair(node)
-    return is_constant(node) and bool(node.users) and all(map(is_part_of_constant, node.users))
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor) or value.is_floating_point() or not is_constant(node):
+        return False  # what a dequantize node reads are integers
+    seen: set[Node] = set()
+    waiting = [node]
+    while waiting:
+        found = waiting.pop()
+        if found in seen:
+            continue
+        seen.add(found)
+        if is_dequantize(found):
+            if not _is_constant_pair(found):
+                return False
+        elif not found.users or not is_constant(found):
+            return False
+        else:
+            waiting += found.users
+    return True
 
 
 def _value_of(node: Node) -> torch.Tensor:
@@ -113,13 +139,19 @@ def _widen(graph_module: GraphModule, node: Node, grid: Quantization) -> None:
         refresh_value(graph_module, part)
 
 
-def _expand(graph_module: GraphModule, node: Node, grid: Quantization) -> Node:
-    """The dequantize node in that form; with a scale for each group, as a matrix of groups (rows, groups, group_size) that is then flattened."""
+def _expand(graph_module: GraphModule, node: Node, grid: Quantization, *, rows_are_groups: bool) -> Node:
+    """The dequantize node in that form; with a scale for each group, as a matrix of groups (rows, groups, group_size) that is then flattened.
+
+    ``rows_are_groups``: a matrix in 4 bits with a scale a row is one of groups too, one in each row, so that pack_int4 takes it.
+    """
     shape, dtype = list(node.meta["val"].shape), node.meta["val"].dtype
     source = grid.source
-    if grid.group_size is not None or constant_of(source) is None:
+    group_size = grid.group_size
+    if group_size is None and rows_are_groups and grid.is_4_bit and grid.axis == 0 and len(shape) == 2:
+        group_size = shape[1]
+    if group_size is not None or constant_of(source) is None:
         integers = _value_of(source)
-        grouped = integers if grid.group_size is None else integers.unflatten(1, (-1, grid.group_size))
+        grouped = integers if group_size is None else integers.unflatten(1, (-1, group_size))
         source = insert_constant(graph_module, "integers", grouped, before=node)
     rank = source.meta["val"].dim()
     value = insert_call(graph_module, aten._to_copy.default, (source,), {"dtype": dtype}, before=node)
@@ -130,7 +162,7 @@ def _expand(graph_module: GraphModule, node: Node, grid: Quantization) -> Node:
         )
     scale = insert_constant(graph_module, "scales", _spread(grid.scale, grid, rank).to(dtype), before=node)
     value = insert_call(graph_module, aten.mul.Tensor, (value, scale), before=node)
-    return value if grid.group_size is None else insert_call(graph_module, aten.view.default, (value, shape), before=node)
+    return value if group_size is None else insert_call(graph_module, aten.view.default, (value, shape), before=node)
 
 
 def _spread(part: Any, grid: Quantization, rank: int) -> torch.Tensor:
