@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 
-from ..recipe import ALIGNMENT_BYTES, MAX_ELEMENTS, Config, Kernel, Launch, Packed, Problem, Recipe, Tactic, TensorSpec
+from ..recipe import MAX_ELEMENTS, Config, Kernel, Launch, Packed, Problem, Recipe, Tactic, TensorSpec
 from .conv_gemm import pack_weight, residual_in_place
-from .conv_geometry import conv_geometry, leading_dims
+from .conv_geometry import conv_geometry
+from .epilogue import rows_of
+from .matrices import Matrices, matrices_of, round_up, rows_reject, tile_count
 from .spread import spread
-
-
-@dataclass(frozen=True)
-class Matrices:
-    """y[rows, columns] = x[rows, depth] w[columns, depth]^T. Strides: elements from row to row."""
-
-    rows: int
-    columns: int
-    depth: int
-    x_stride: int
-    residual_stride: int
-    y_stride: int
-    has_residual: bool
 
 
 class GemmTma:
@@ -55,40 +43,29 @@ class GemmTma:
             return "a bias whose elements do not lie next to each other"
         if any(spec is not None and spec.span > MAX_ELEMENTS for spec in (*problem.inputs, *problem.outputs)):
             return "a tensor of more than 2**31 elements"
-        for spec in _rows_of(problem):
-            if spec.numel == 0:
-                return "an empty tensor"
-            if spec.strides[-1] != 1 and spec.shape[-1] != 1:
-                return "elements of a row that do not lie next to each other"
-        sizes, strides = leading_dims(_rows_of(problem))
-        if len(sizes) > 1:
-            return "rows that no common stride walks"
-        for spec, stride in zip(_rows_of(problem), strides, strict=True):
-            if stride and (stride[0] <= 0 or stride[0] * spec.dtype.itemsize % ALIGNMENT_BYTES):
-                return f"rows {stride[0] * spec.dtype.itemsize} bytes apart, not a multiple of {ALIGNMENT_BYTES}"
-        return ""
+        return rows_reject(_rows_of(problem))
 
     def configs(self, problem: Problem, level: int) -> list[Config]:
-        shape = _matrices(problem)
+        shape = matrices_of(_rows_of(problem))
         if level < 5 and -(-shape.rows // 128) * -(-shape.columns // 128) < problem.multiprocessors:
             return []  # a program has a tile at most: to make the descriptors takes longer than they save
         ranked = sorted(_candidates(problem, shape), key=lambda config: _estimate(problem, shape, config))
         return spread(ranked, ("BM", "BN", "loop"), 24)[: (1, 3, 8, 16, 32, 64)[level]]
 
     def recipe(self, problem: Problem, config: Config) -> Recipe:
-        shape = _matrices(problem)
+        shape = matrices_of(_rows_of(problem))
         given = [spec is not None for spec in problem.inputs]
         operands = ("x0", "packed.weight", "x2" if given[2] else "x0", "x3" if given[3] else "x0", "y0")
         dtypes = {f"x{i}": spec.dtype for i, spec in enumerate(problem.inputs) if spec is not None}
         dtypes |= {"packed.weight": dtypes["x1"], "y0": problem.outputs[0].dtype}
-        tiles = _tiles(shape, config)
+        tiles = tile_count(shape, config)
         programs = min(tiles, problem.multiprocessors * config["programs"]) if config["programs"] else tiles
         constants = {
             "M": shape.rows,
             "N": shape.columns,
             "K": shape.depth,
             "XS": shape.x_stride,
-            "WS": _up(shape.depth),
+            "WS": round_up(shape.depth, 2),
             "RS": shape.residual_stride,
             "YS": shape.y_stride,
             "HAS_BIAS": given[2],
@@ -107,35 +84,13 @@ class GemmTma:
         }
         pointers = tuple(dtypes[name] for name in operands)
         kernel = Kernel("gemm_tma:gemm_tma", pointers, tuple(constants.items()), config["warps"], config["stages"])
-        packed = Packed(partial(pack_weight, block=_up(1), flat=False), ("x1",))
+        packed = Packed(partial(pack_weight, block=round_up(1, 2), flat=False), ("x1",))
         return Recipe((Launch(kernel, (programs, 1, 1), operands),), packed={"weight": packed}, in_place=residual_in_place(problem))
 
 
 def _rows_of(problem: Problem) -> list[TensorSpec]:
     """x, the residual where there is one, and y, their channels last."""
-    specs = [spec for spec in (problem.inputs[0], problem.inputs[3], problem.outputs[0]) if spec is not None]
-    if problem.op == "linear":
-        return specs
-    order = [0, *range(2, len(specs[0].shape)), 1]
-    return [TensorSpec(tuple(spec.shape[i] for i in order), tuple(spec.strides[i] for i in order), spec.dtype) for spec in specs]
-
-
-def _matrices(problem: Problem) -> Matrices:
-    specs = _rows_of(problem)
-    sizes, strides = leading_dims(specs)
-    rows = sizes[0] if sizes else 1
-    apart = [own[0] if own else _up(spec.shape[-1]) for own, spec in zip(strides, specs, strict=True)]
-    depth, columns = specs[0].shape[-1], specs[-1].shape[-1]
-    return Matrices(rows, columns, depth, apart[0], apart[1], apart[-1], len(specs) == 3)
-
-
-def _up(length: int) -> int:
-    """Elements of two bytes, as many as whole aligned units hold."""
-    return -(-length * 2 // ALIGNMENT_BYTES) * ALIGNMENT_BYTES // 2
-
-
-def _tiles(shape: Matrices, config: Config) -> int:
-    return -(-shape.rows // config["BM"]) * -(-shape.columns // config["BN"])
+    return [rows_of(spec, problem.op) for spec in (problem.inputs[0], problem.inputs[3], problem.outputs[0]) if spec is not None]
 
 
 #: BM, BN, warps. A group of four warps multiplies 64 rows at a time.
@@ -221,7 +176,7 @@ def _estimate(problem: Problem, shape: Matrices, config: Config) -> float:
     bm, bn = config["BM"], config["BN"]
     depth = -(-shape.depth // config["BK"]) * config["BK"]
     resident = config["programs"] or 2
-    waves = -(-_tiles(shape, config) // (problem.multiprocessors * resident))
+    waves = -(-tile_count(shape, config) // (problem.multiprocessors * resident))
     # A multiprocessor does 2048 products of halves a cycle, and gets about 56 bytes from L2 and 19 from memory.
     products = bm * bn * depth / (2048 * min(0.9, 0.45 + bm * bn / 65536))
     feed = (bm + bn) * depth * 2 / 56

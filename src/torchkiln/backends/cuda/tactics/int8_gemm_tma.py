@@ -8,9 +8,8 @@ import torch
 
 from ..recipe import ALIGNMENT_BYTES, Config, Kernel, Launch, Packed, Problem, Recipe, Tactic, TensorSpec
 from .conv_gemm import pack_weight
-from .conv_geometry import conv_geometry, leading_dims
+from .conv_geometry import conv_geometry
 from .epilogue import rows_of
-from .gemm_tma import Matrices
 from .int8_problem import (
     INT8_OPS,
     has_bias,
@@ -22,6 +21,7 @@ from .int8_problem import (
     plain_problem,
     residual_of,
 )
+from .matrices import Matrices, matrices_of, round_up, rows_reject, tile_count
 from .multiprocessor import MEMORY_BYTES, REGISTERS, SHARED_BYTES
 from .spread import spread
 
@@ -42,38 +42,26 @@ class Int8GemmTma:
             geometry = conv_geometry(plain_problem(problem))
             if not geometry.is_pointwise or any(stride > 1 for stride in geometry.stride):
                 return "convolutions only of 1x1, stride 1, no padding"
-        specs = _rows(problem)
-        for spec in specs:
-            if spec.numel == 0:
-                return "an empty tensor"
-            if spec.strides[-1] != 1 and spec.shape[-1] != 1:
-                return "elements of a row that do not lie next to each other"
-        sizes, strides = leading_dims(specs)
-        if len(sizes) > 1:
-            return "rows that no common stride walks"
-        for spec, stride in zip(specs, strides, strict=True):
-            if stride and (stride[0] <= 0 or stride[0] * spec.dtype.itemsize % ALIGNMENT_BYTES):
-                return f"rows {stride[0] * spec.dtype.itemsize} bytes apart, not a multiple of {ALIGNMENT_BYTES}"
-        return ""
+        return rows_reject(_rows(problem))
 
     def configs(self, problem: Problem, level: int) -> list[Config]:
-        shape = _matrices(problem)
+        shape = matrices_of(_rows(problem))
         if level < 5 and -(-shape.rows // 128) * -(-shape.columns // 128) < problem.multiprocessors:
             return []  # a program has a tile at most: to make the descriptors takes longer than they save
         ranked = sorted(_candidates(problem, shape), key=lambda config: _estimate(problem, shape, config))
         return spread(ranked, ("BM", "BN", "flatten"), 24)[: (1, 3, 8, 16, 32, 64)[level]]
 
     def recipe(self, problem: Problem, config: Config) -> Recipe:
-        shape = _matrices(problem)
+        shape = matrices_of(_rows(problem))
         names, dtypes = int8_operands(problem)
-        tiles = _tiles(shape, config)
+        tiles = tile_count(shape, config)
         programs = min(tiles, problem.multiprocessors * config["programs"]) if config["programs"] else tiles
         constants = {
             "M": shape.rows,
             "N": shape.columns,
             "K": shape.depth,
             "XS": shape.x_stride,
-            "WS": -(-shape.depth // ALIGNMENT_BYTES) * ALIGNMENT_BYTES,
+            "WS": round_up(shape.depth, 1),
             "RS": shape.residual_stride,
             "YS": shape.y_stride,
             "HAS_BIAS": has_bias(problem),
@@ -97,23 +85,6 @@ def _rows(problem: Problem) -> list[TensorSpec]:
     """x, the residual where there is one, and y, their channels last."""
     op = plain_problem(problem).op
     return [rows_of(spec, op) for spec in (problem.inputs[0], residual_of(problem), problem.outputs[0]) if spec is not None]
-
-
-def _matrices(problem: Problem) -> Matrices:
-    specs = _rows(problem)
-    sizes, strides = leading_dims(specs)
-    apart = [own[0] if own else _up(spec) for own, spec in zip(strides, specs, strict=True)]
-    return Matrices(sizes[0] if sizes else 1, specs[-1].shape[-1], specs[0].shape[-1], apart[0], apart[1], apart[-1], len(specs) == 3)
-
-
-def _up(spec: TensorSpec) -> int:
-    """Elements of a row, as many as whole aligned units hold."""
-    unit = ALIGNMENT_BYTES // spec.dtype.itemsize
-    return -(-spec.shape[-1] // unit) * unit
-
-
-def _tiles(shape: Matrices, config: Config) -> int:
-    return -(-shape.rows // config["BM"]) * -(-shape.columns // config["BN"])
 
 
 #: BM, BN, warps. A group of four warps multiplies 64 rows at a time.
@@ -176,7 +147,7 @@ def _estimate(problem: Problem, shape: Matrices, config: Config) -> float:
     """A guess of the cycles, for the order in which configurations are tried."""
     bm, bn, resident = config["BM"], config["BN"], config["programs"]
     depth = -(-shape.depth // config["BK"]) * config["BK"]
-    waves = -(-_tiles(shape, config) // (problem.multiprocessors * resident))
+    waves = -(-tile_count(shape, config) // (problem.multiprocessors * resident))
     # A multiprocessor does 4096 products of 8 bits a cycle, and gets about 56 bytes from L2.
     products = bm * bn * depth / (4096 * min(0.9, 0.45 + bm * bn / 65536))
     feed = (bm + bn) * depth / 56
