@@ -29,7 +29,7 @@ def find_devices(engine: Engine, devices: str | torch.device | Sequence[str | to
     wanted = [devices] if isinstance(devices, (str, torch.device)) else devices
     if not isinstance(wanted, Sequence) or not wanted:
         raise UserError(f"replicate: devices: expected 'all', a device or a list of devices, as ['cuda:0', 'cuda:1'], got {devices!r}")
-    return [_device(name) for name in wanted]
+    return [parse_device(name, "replicate: devices") for name in wanted]
 
 
 def _all_devices(engine: Engine, num_threads: int) -> list[torch.device]:
@@ -52,11 +52,12 @@ def _all_devices(engine: Engine, num_threads: int) -> list[torch.device]:
     return found
 
 
-def _device(name: str | torch.device) -> torch.device:
+def parse_device(name: str | torch.device, where: str) -> torch.device:
+    """The device, with its index on a GPU and without one on the CPU. Raises UserError, which begins with ``where``."""
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError) as error:
-        raise UserError(f"replicate: devices: expected a torch device as 'cpu' or 'cuda:0', got {name!r}: {error}") from None
+        raise UserError(f"{where}: expected a torch device as 'cpu' or 'cuda:0', got {name!r}: {error}") from None
     if device.type == "cuda" and device.index is None and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device(device.type) if device.type == "cpu" else device

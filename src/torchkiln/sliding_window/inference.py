@@ -15,6 +15,7 @@ import torch
 
 from ..errors import UserError
 from ..log import SUMMARY, log
+from ..pool.devices import parse_device
 from ..pool.pool import Pool
 from ..pool.replica import Replica, Result, mark_used, ready_events
 from .bar import progress_bar
@@ -87,8 +88,10 @@ def sliding_window_inference(
         inputs, roi_size, sw_batch_size, predictor, overlap, mode, sigma_scale, padding_mode, cval, roi_weight_map, process_fn, buffer_steps,
         with_coord, args, kwargs,
     )  # fmt: skip
-    home = _parse_device(device, "device") if device is not None else inputs.device
-    where = find_device(predictor, _parse_device(sw_device, "sw_device") if sw_device is not None else inputs.device, sw_device is not None)
+    home = parse_device(device, "sliding_window_inference: device") if device is not None else inputs.device
+    where = find_device(
+        predictor, parse_device(sw_device, "sliding_window_inference: sw_device") if sw_device is not None else inputs.device, sw_device is not None
+    )
     images = inputs.shape[0]
     boxes = _find_boxes(job.grid, images, buffer_steps, buffer_dim)
     if isinstance(predictor, Pool) and len(boxes) == 1:
@@ -262,16 +265,6 @@ def _find_boxes(grid: Grid, images: int, buffer_steps: int | None, buffer_dim: i
     if not -rank <= buffer_dim < rank:
         raise UserError(f"sliding_window_inference: buffer_dim: expected {-rank} to {rank - 1}, got {buffer_dim}")
     return buffered(grid, images, int(buffer_steps), buffer_dim % rank)
-
-
-def _parse_device(device: torch.device | str, name: str) -> torch.device:
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise UserError(f"sliding_window_inference: {name}: expected a torch device as 'cpu' or 'cuda:0', got {device!r}: {error}") from None
-    if found.type == "cuda" and found.index is None and torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return found
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:

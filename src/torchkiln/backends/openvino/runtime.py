@@ -44,12 +44,12 @@ def load(artifact: Artifact, device: torch.device, num_threads: int | None) -> R
     """Raises TargetMismatch when this OpenVINO or CPU cannot run it as built, CorruptEngineFile for metadata that makes no sense."""
     plan = CallPlan.from_json(artifact.metadata.get("call_plan"))
     precision = str(artifact.metadata.get("precision"))
-    compiled = compile_ir(artifact, precision, num_threads, _tuned_properties(artifact))
+    compiled = compile_ir(artifact, precision, num_threads, tuned_properties(artifact))
     plan.check("openvino segment", len(compiled.inputs), len(compiled.outputs), artifact.tensors)
     return plan.wrap(Session(compiled, artifact.tensors.get("weights")), artifact.tensors)
 
 
-def _tuned_properties(artifact: Artifact) -> dict[str, Any]:
+def tuned_properties(artifact: Artifact) -> dict[str, Any]:
     """What the build found best. Only the properties it chooses among: others (CACHE_DIR, say) would let a file write to disk."""
     properties = artifact.metadata.get("properties") or {}
     if not isinstance(properties, dict) or any(item not in (*TUNED_PROPERTIES, ROUND_ACTIVATIONS) for item in properties.items()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...engine.artifact import Artifact
 from ..call_plan import CallPlan
 from ..contract import Runner
-from .runtime import Session, _tuned_properties, compile_ir
+from .runtime import Session, compile_ir, tuned_properties
 
 
 def load_streams(artifact: Artifact, num_threads: int, streams: int) -> Runner:
@@ -16,6 +16,6 @@ def load_streams(artifact: Artifact, num_threads: int, streams: int) -> Runner:
     """
     plan = CallPlan.from_json(artifact.metadata.get("call_plan"))
     precision = str(artifact.metadata.get("precision"))
-    compiled = compile_ir(artifact, precision, num_threads, {**_tuned_properties(artifact), "NUM_STREAMS": streams})
+    compiled = compile_ir(artifact, precision, num_threads, {**tuned_properties(artifact), "NUM_STREAMS": streams})
     plan.check("openvino segment", len(compiled.inputs), len(compiled.outputs), artifact.tensors)
     return plan.wrap(Session(compiled, artifact.tensors.get("weights")), artifact.tensors)
